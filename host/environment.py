@@ -20,13 +20,14 @@ AGENT_PID = "LAUNCHYARD_AGENT_PID"
 JOB_END = "LAUNCHYARD_JOB_END"  # Unix time at which the scheduler ends the job
 GRACE = "LAUNCHYARD_GRACE"  # seconds from a stop request until the agent ends the workers
 IMAGE = "LAUNCHYARD_IMAGE"  # the container image of the workers
+SERVER = "LAUNCHYARD_SERVER"  # the folder of the socket by which torchrun asks for workers
 SLOTS = "LAUNCHYARD_SLOTS"  # files of the agent's memory for the workers' state, two for each of them
 # From the owner of a run to the agents of its nodes, never to workers.
 HUB = "LAUNCHYARD_HUB"  # where the owner listens
 HUB_SECRET = "LAUNCHYARD_HUB_SECRET"  # noqa: S105  a name
 REPLACED = "LAUNCHYARD_REPLACED"  # the agent whose place this one takes: its process and the start of that
 _OF_AGENTS = frozenset({HUB, HUB_SECRET, REPLACED})
-OF_A_RUN = _OF_AGENTS | {MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SLOTS}
+OF_A_RUN = _OF_AGENTS | {MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SERVER, SLOTS}
 # Options of S3 for which no tool has a variable, from the launcher to all processes of a run.
 S3_OPTIONS = {
     "kms_key_id": "LAUNCHYARD_S3_KMS_KEY_ID",

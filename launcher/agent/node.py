@@ -13,7 +13,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,15 +28,17 @@ from launchyard.host.environment import (
     MARK_NODE,
     MARK_RUN,
     SCRATCH,
+    SERVER,
     job_environment,
     variable,
 )
 from launchyard.host.ports import free_port
-from launchyard.host.processes import end_child, end_marked, python_environment, start_shielded
+from launchyard.host.processes import end_marked, python_environment, start_shielded
 from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
 from launchyard.launcher.agent.start.standby import Standby
+from launchyard.launcher.agent.start.started import Started, make_folder
 from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun import PROCESS, torchrun_argv
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch
@@ -85,20 +86,20 @@ def run_attempt(
 def _run_torchrun(node: Node, scratch: str, watch: Watch, standby: Standby | None) -> int | None:
     """Starts torchrun and watches it until it has ended. Returns its exit code, negative for a signal."""
     env = _worker_env(node, scratch)
-    child = _start(node, env, _log_path(node, scratch), standby)
+    started = _start(node, env, _log_path(node, scratch), standby)
+    child = started.child
+    code: int | None = None
     try:
         while child.poll() is None and watch.poll(child.pid):
             if standby is not None:
                 standby.poll(env, node.worker_module)
             time.sleep(POLL_SECONDS)
     finally:
-        code = child.poll()
-        if code is None:
-            end_child(child)
+        code = started.end()
     return code
 
 
-def _start(node: Node, env: dict[str, str], log: str, standby: Standby | None) -> subprocess.Popen[bytes]:
+def _start(node: Node, env: dict[str, str], log: str, standby: Standby | None) -> Started:
     """torchrun with its workers: the one that stands by if there is one."""
     endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
     argv = torchrun_argv(
@@ -114,11 +115,12 @@ def _start(node: Node, env: dict[str, str], log: str, standby: Standby | None) -
         log_dir=os.path.join(env[SCRATCH], "torchrun"),
     )
     words = argv[argv.index(PROCESS) + 1 :]
-    if standby is not None and (child := standby.take(words, env=env, log=log)) is not None:
+    if standby is not None and (started := standby.take(words, env=env, log=log)) is not None:
         log_line(f"attempt {node.attempt} begins with the torchrun that stood by")
-        return child
+        return started
+    folder = make_folder()
     with open(log, "ab") as output:
-        return start_shielded(argv, env=env, output=output)
+        return Started(start_shielded(argv, env={**env, SERVER: folder}, output=output), folder)
 
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:

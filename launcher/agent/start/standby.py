@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from typing import IO
 
-from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH, SLOTS
-from launchyard.host.processes import end_child, python_argv, start_shielded
+from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH, SERVER, SLOTS
+from launchyard.host.processes import python_argv, start_shielded
+from launchyard.launcher.agent.start.started import Started, make_folder
 from launchyard.launcher.agent.start.torchrun_process import STANDBY, Assignment
 from launchyard.launcher.agent.torchrun import PROCESS
 from launchyard.training.telemetry.heartbeat import read_pulses
 
-OF_AN_ATTEMPT = frozenset({MARK_ATTEMPT, SCRATCH, JOB_END, SLOTS})  # variables that the next attempt has others of
+OF_AN_ATTEMPT = frozenset(
+    {MARK_ATTEMPT, SCRATCH, JOB_END, SERVER, SLOTS}
+)  # variables that the next attempt has others of
 POLLED_SECONDS = 1.0  # between two looks at the pulses
 STEADY_SECONDS = 2.0  # of steps: the imports of the next attempt do not hold up the start of this one
 ROOM_BYTES = 2 << 30  # of memory that is free: a node that is short of it is left alone
@@ -28,7 +30,7 @@ ROOM_BYTES = 2 << 30  # of memory that is free: a node that is short of it is le
 
 @dataclass
 class _Waiting:
-    child: subprocess.Popen[bytes]
+    started: Started
     order: IO[bytes]
     lasting: dict[str, str]  # the variables that it was started with
     attempt: str
@@ -62,23 +64,29 @@ class Standby:
         read, write = os.pipe()
         with open(os.devnull, "wb") as nowhere, os.fdopen(read, "rb") as orders:
             argv = [*python_argv(sys.executable), "-m", PROCESS, STANDBY, module]
-            child = start_shielded(argv, env={**lasting, MARK_ATTEMPT: attempt}, output=nowhere, orders=orders)
-        self._waiting = _Waiting(child, os.fdopen(write, "wb"), lasting, attempt)
+            folder = make_folder()
+            variables = {**lasting, MARK_ATTEMPT: attempt, SERVER: folder}
+            started = Started(start_shielded(argv, env=variables, output=nowhere, orders=orders), folder)
+        self._waiting = _Waiting(started, os.fdopen(write, "wb"), lasting, attempt)
 
-    def take(self, words: list[str], *, env: dict[str, str], log: str) -> subprocess.Popen[bytes] | None:
+    def take(self, words: list[str], *, env: dict[str, str], log: str) -> Started | None:
         """Gives the attempt of `env` to the process that waits; None if there is none for just that."""
         waiting = self._waiting
         if waiting is None:
             return None
-        if waiting.child.poll() is not None or waiting.lasting != _lasting(env) or waiting.attempt != env[MARK_ATTEMPT]:
+        if (
+            waiting.started.child.poll() is not None
+            or waiting.lasting != _lasting(env)
+            or waiting.attempt != env[MARK_ATTEMPT]
+        ):
             self.close()
             return None
         self._waiting = None
-        own = {name: env[name] for name in OF_AN_ATTEMPT if name in env}
+        own = {name: env[name] for name in OF_AN_ATTEMPT - {SERVER} if name in env}
         with contextlib.suppress(BrokenPipeError), waiting.order as order:
             order.write(Assignment(words, own, log).line())
-            return waiting.child
-        end_child(waiting.child)
+            return waiting.started
+        waiting.started.end()
         return None
 
     def close(self) -> None:
@@ -88,7 +96,7 @@ class Standby:
         if waiting is not None:
             with contextlib.suppress(BrokenPipeError):
                 waiting.order.close()
-            end_child(waiting.child)
+            waiting.started.end()
 
 
 def _lasting(env: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
-from launchyard.host.environment import set_variables, variable
+from launchyard.host.environment import SERVER, set_variables, variable
 from launchyard.host.processes import name_worker
 
 STANDBY = "--standby"
@@ -80,7 +81,9 @@ def start_server(module: str, *, everything: bool) -> None:
     """Starts the server in a process of its own, which imports while this one does. Only our own worker is known."""
     ours = [_FIRST, *([_LATER] if everything else [])] if module == WORKER else []
     multiprocessing.set_forkserver_preload([*_START, *ours])
+    tempfile.tempdir = variable(SERVER)
     forkserver.ensure_running()
+    tempfile.tempdir = None  # as elsewhere
 
 
 def read_assignment() -> Assignment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -12,6 +13,7 @@ from launchyard.host.environment import SCRATCH
 from launchyard.host.processes import end_marked, marked, wait_until
 from launchyard.launcher.agent.node import run_attempt
 from launchyard.launcher.agent.start import standby as module
+from launchyard.launcher.agent.start import started
 from launchyard.launcher.agent.start.standby import Standby
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.run.records import OutcomeRecord, Shape
@@ -88,3 +90,24 @@ def test_nothing_stands_by_before_a_step_is_made_nor_once_it_is_closed(run: RunD
     assert marked(run.url, attempt=2)
     standby.close()
     assert wait_until(lambda: not marked(run.url), seconds=3)
+
+
+def test_a_temporary_folder_may_have_a_long_name(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A socket's may not, and torchrun asks its server for workers over one."""
+    short = Path(mkdtemp(dir="/tmp"))
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(started, "PLACES", (str(short),))
+    standby = Standby()
+    plan = {"step_seconds": 0.05, "faults": {"0": {"error_at": 40}}, "steps": 43}
+    assert attempt(run, 0, standby, **plan).outcome == "failed"
+    claim(run, 1, alive=True)
+    assert attempt(run, 1, standby, train=False, **plan).outcome == "completed"
+    assert "attempt 1 begins with the torchrun that stood by" in capfd.readouterr().err
+    standby.close()
+    assert not list(short.iterdir())
+    short.rmdir()
