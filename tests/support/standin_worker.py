@@ -62,6 +62,8 @@ def lead(run: RunDir, world: Any, plan: dict[str, Any]) -> int:
             return end(run, events, world, "stopped", reason, state)
         if faults.get("error_at") == state:
             return fail(run, world, state, faults)
+        if faults.get("quit_at") == state:
+            os._exit(0)
         if faults.get("kill_at") == state:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(seconds)
