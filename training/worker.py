@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import socket
 import sys
@@ -355,6 +354,4 @@ if __name__ == "__main__":
     code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if multiprocessing.parent_process() is not None:  # forked by torchrun, which ends those that return
-        sys.exit(code)
     os._exit(code)  # all is on disk; torch's threads have been seen to abort a normal exit

@@ -27,7 +27,6 @@ STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
 TROUBLE_SECONDS = 5.0  # of errors of a store, before they are logged
-DESERTED_SECONDS = 5.0  # from the end of the last worker to that of a torchrun that has not heard of it
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 TELL_SECONDS = 3.0  # for a torchrun whose workers are dead to tell of it, once another node has failed
 
@@ -82,7 +81,6 @@ class Watch:
         self._request: str | None = None
         self._outcome_at: float | None = None
         self._stranded = StrandedWorkers(node)
-        self._deserted = DesertedTorchrun(node)
         self._hang = Hang(node.run, node.attempt, node.node_rank, node.shape.nnodes, scratch)
         self.hung = False
         self.reason: str | None = None
@@ -116,7 +114,7 @@ class Watch:
             return False
         if self.reason is not None and time.monotonic() - self._asked_at > self._node.grace_seconds:
             return False
-        return not (self._is_over(torchrun) or self._deserted.check(torchrun))
+        return not self._is_over(torchrun)
 
     def _read_request(self) -> None:
         request = self._node.run.stop_requested()
@@ -193,27 +191,6 @@ class StrandedWorkers:
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-class DesertedTorchrun:
-    """A torchrun whose workers have all left and whom nobody told: for os._exit(0) in one it would wait for ever."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._had_workers = False
-        self._alone_since: float | None = None
-
-    def check(self, torchrun: int) -> bool:
-        """Returns True if it has been alone for a while. One of several nodes waits for the others then, rightly."""
-        if self._node.shape.nnodes > 1:
-            return False
-        now = time.monotonic()
-        if workers_of(torchrun):
-            self._had_workers = True
-            self._alone_since = None
-        elif self._had_workers:
-            self._alone_since = self._alone_since or now
-        return self._alone_since is not None and now - self._alone_since > DESERTED_SECONDS
 
 
 def workers_of(torchrun: int) -> set[int]:

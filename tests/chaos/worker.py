@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -81,6 +80,4 @@ if __name__ == "__main__":
     code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if multiprocessing.parent_process() is not None:  # forked by torchrun, which ends those that return
-        sys.exit(code)
     os._exit(code)

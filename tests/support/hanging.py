@@ -6,7 +6,6 @@ The real worker in all else. Kinds: loop (Python, for ever), sleep (for ever), s
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -46,6 +45,4 @@ if __name__ == "__main__":
         harm(plan)
     code = worker.main(sys.argv)
     sys.stdout.flush()
-    if multiprocessing.parent_process() is not None:  # forked by torchrun, which ends those that return
-        sys.exit(code)
     os._exit(code)

@@ -16,11 +16,12 @@ import runpy
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
-from typing import NoReturn
+from multiprocessing.queues import SimpleQueue
+from typing import NoReturn, Protocol, cast
 
 from launchyard.host.environment import SERVER, set_variables, variable
 from launchyard.host.processes import name_worker
@@ -112,6 +113,13 @@ def keep_log_plain() -> None:
             handler.setFormatter(plain)
 
 
+class Begun(Protocol):
+    """What torch.multiprocessing.start_processes returns."""
+
+    processes: Sequence[BaseProcess]
+    join: Callable[..., bool]
+
+
 class Workers:
     """Those of this node, once torchrun has started them: it tells how one of them failed, and no more."""
 
@@ -125,10 +133,13 @@ class Workers:
 
         start = torch.multiprocessing.start_processes
 
-        def begin(*, args: tuple[object, object, Mapping[int, Mapping[str, str]]], **words: object) -> object:
+        def begin(*, args: tuple[object, ...], **words: object) -> object:
             context = start(args=args, **words)
+            envs = cast("Mapping[int, Mapping[str, str]]", args[2])
+            returned = cast("Mapping[int, SimpleQueue[None]]", args[5])
             for local, process in enumerate(context.processes):
-                self._take(args[2][local]["RANK"], process)
+                self._take(envs[local]["RANK"], process)
+            context.join = returning(context, returned)
             return context
 
         torch.multiprocessing.start_processes = begin
@@ -164,27 +175,38 @@ def end_now(code: int) -> NoReturn:
 
 
 def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
-    """In the forked process: runs `module` as `python -m` would. It returns only if that ended well."""
+    """In the forked process: runs `module` as `python -m` would, and ends it at once, whatever its threads do."""
     print_to(log)
     set_variables(env)
     name_worker(int(variable("RANK") or 0))
     sys.argv = [module, *args]
+    code: object = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as leaving:
-        end_worker(leaving.code)
-
-
-def end_worker(code: object) -> None:
-    """Ends this process with a code; torchrun itself ends one whose code is 0."""
-    if code in (None, 0):
-        return
+        code = leaving.code or 0
     if not isinstance(code, int):
         print(code, file=sys.stderr)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+def returning(context: Begun, returned: Mapping[int, SimpleQueue[None]]) -> Callable[..., bool]:
+    """`context.join`, after which torchrun has a value of each worker that ended well: it waits for one of each."""
+    join = context.join
+    given: set[int] = set()
+
+    def join_and_return(*args: object, **words: object) -> bool:
+        done = bool(join(*args, **words))
+        for local, process in enumerate(context.processes):
+            if process.exitcode == 0 and local not in given:
+                given.add(local)
+                returned[local].put(None)
+        return done
+
+    return join_and_return
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_a_temporary_folder_may_have_a_long_name(
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(started, "PLACES", (str(short),))
+    monkeypatch.setattr(started, "SHORT_FOLDERS", (str(short),))
     standby = Standby()
     plan = {"step_seconds": 0.05, "faults": {"0": {"error_at": 40}}, "steps": 43}
     assert attempt(run, 0, standby, **plan).outcome == "failed"
