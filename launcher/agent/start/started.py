@@ -38,6 +38,6 @@ def make_folder() -> str:
         if len(place) <= LONGEST and os.access(place, os.W_OK | os.X_OK):
             return tempfile.mkdtemp(prefix="launchyard-", dir=place)
     raise OSError(
-        f"no folder for a socket: {given} is longer than {LONGEST} characters, and {', '.join(SHORT_FOLDERS)} cannot be "
-        "written; set TMPDIR to a shorter one on the nodes"
+        f"no folder for a socket: {given} is longer than {LONGEST} characters, and {', '.join(SHORT_FOLDERS)} cannot "
+        "be written; set TMPDIR to a shorter one on the nodes"
     )
