@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig, RopeScaling
+from launchyard.model.network.transfers import sent
 
 
 def frequencies(config: ModelConfig, length: int, *, windowed: bool = False) -> Tensor:
@@ -74,7 +75,7 @@ def tables(
         angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), turns)
         gain = magnitude(config, windowed=windowed)
         cos, sin = (angles.cos(), angles.sin()) if gain == 1.0 else (angles.cos() * gain, angles.sin() * gain)
-        return cos.to(device), sin.to(device)
+        return sent(cos, device), sent(sin, device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

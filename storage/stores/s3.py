@@ -63,7 +63,6 @@ class S3Store:
                 "read_timeout": _READ_SECONDS,
                 "max_pool_connections": CONNECTIONS,
                 "retries": {"max_attempts": 0},
-                **_signing(str(session.get_config_variable("request_checksum_calculation"))),
             },
             s3_additional_kwargs=_request_options(self._options),
             requester_pays=self._options.requester_pays,
@@ -363,17 +362,6 @@ def split(path: str) -> tuple[str, str]:
     if not bucket:
         raise ValueError(f"{path}: a URL of S3 is s3://BUCKET/KEY")
     return bucket, key.rstrip("/")
-
-
-def _signing(crc: str) -> dict[str, dict[str, bool]]:
-    """Returns settings by which a body goes with its CRC-32 only, which is signed, and not with its SHA-256 as well.
-
-    botocore does so over https anyhow. Over http both ends would compute it, at a third of all that an upload costs,
-    and who can change bodies there can change the unsigned answers too. Where no CRC is sent, the SHA-256 stays.
-    """
-    if crc != "when_supported":
-        return {}
-    return {"s3": {"payload_signing_enabled": False}}
 
 
 def _request_options(options: StoreOptions) -> dict[str, str]:
