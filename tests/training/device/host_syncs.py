@@ -44,7 +44,10 @@ class NoHostSync(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func in _READS and any(map(_is_on_device, args)):
             raise HostSyncError(f"{func} reads a number of the device")
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except NotImplementedError as error:  # to the host, of a tensor that has nothing to copy
+            raise HostSyncError(f"{func} reads numbers of the device: {error}") from error
         if func in _COPIES:
             source = args[1] if func is torch.ops.aten.copy_.default else args[0]
             blocks = not kwargs.get("non_blocking", len(args) > 2 and bool(args[2]))
