@@ -12,6 +12,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -96,9 +97,9 @@ class Hub:
         self._call(self._over.set)
         self._thread.join(HANDSHAKE_SECONDS)
 
-    def _call(self, action: object) -> None:
+    def _call(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # closed
-            self._loop.call_soon_threadsafe(action)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(action)
 
     # -- in the thread -------------------------------------------------------------------------------------------------
     def _run(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launchyard.launcher.agent.fleet import resident as resident_module
-from launchyard.launcher.agent.fleet.crew import Crew
+from launchyard.launcher.agent.fleet.crew import Crew, Ending
 from launchyard.launcher.agent.fleet.link import Link
 from launchyard.launcher.agent.fleet.resident import Resident
 from launchyard.launcher.agent.fleet.wire import AgentState
@@ -68,12 +68,12 @@ class Node2Node:
             self.threads[place].start()
             self.office.member(place)
 
-    def attempt(self, crew: Crew, number: int) -> tuple[threading.Thread, list[object]]:
+    def attempt(self, crew: Crew, number: int) -> tuple[threading.Thread, list[Ending]]:
         """Begins it in a thread; the list gets its ending."""
         wait(crew.fill)
         job = Job(attempt=number, backend="x", job_id="1", host="h", pid=1, pid_started=0.0, created=0.0,
                   **TWO.model_dump())  # fmt: skip
-        found: list[object] = []
+        found: list[Ending] = []
 
         def run() -> None:
             found.append(crew.run(job, port=61_000, job_end=None, on_poll=lambda: None, stop=lambda: None))
@@ -102,7 +102,7 @@ def nodes(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     made.close()
 
 
-def ending(thread: threading.Thread, found: list[object]) -> object:
+def ending(thread: threading.Thread, found: list[Ending]) -> Ending:
     thread.join(20)
     return found[0]
 
@@ -115,7 +115,7 @@ def test_one_process_runs_attempt_after_attempt_until_it_may_leave(nodes: Node2N
         for place in "ab":
             nodes.working(place, number)
             nodes.hands[place].finish[number] = 0
-        assert ending(thread, found).codes == {0: 0, 1: 0}  # type: ignore[attr-defined]
+        assert ending(thread, found).codes == {0: 0, 1: 0}
         assert crew.kept_step() == 10 * (number + 1), "what memory holds on both"
     assert [node.node_rank for node in nodes.hands["b"].nodes] == [1, 1, 1]
     assert {node.rdzv_endpoint for node in nodes.hands["b"].nodes} == {"127.0.0.1:61000"}
@@ -133,7 +133,7 @@ def test_the_failure_of_one_node_ends_the_others_at_once(nodes: Node2Node) -> No
     nodes.working("b", 0)
     began = time.monotonic()
     nodes.hands["b"].finish[0] = 1
-    assert ending(thread, found).codes == {0: 1, 1: 1}  # type: ignore[attr-defined]
+    assert ending(thread, found).codes == {0: 1, 1: 1}
     assert time.monotonic() - began < 5.0
     wait(lambda: nodes.hands["a"].nodes[0].others.have_ended() or crew.fill())
 
@@ -147,7 +147,7 @@ def test_a_spare_takes_the_rank_of_a_lost_agent_and_the_lost_one_ends_its_part(n
     assert not nodes.hands["spare"].nodes, "it waits"
     nodes.office.hub.give_up(nodes.office.member("b"))
     lost = ending(thread, found)
-    assert list(lost.lost) == [1]  # type: ignore[attr-defined]
+    assert list(lost.lost) == [1]
     assert crew.kept_step() is None, "a part of it is lost"
     wait(lambda: nodes.hands["b"].ended == [0])
     thread, found = nodes.attempt(crew, 1)
@@ -181,4 +181,4 @@ def test_a_part_that_is_withdrawn_before_it_was_begun_holds_up_nobody(nodes: Nod
     thread, found = nodes.attempt(crew, 0)
     nodes.working("a", 0)
     nodes.office.hub.give_up(nodes.office.member("b"))
-    assert list(ending(thread, found).lost) == [1]  # type: ignore[attr-defined]
+    assert list(ending(thread, found).lost) == [1]
