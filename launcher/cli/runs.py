@@ -347,7 +347,7 @@ def _refuse_sweep(name: str) -> None:
 def _resume_lines(ready: Any) -> list[str]:
     plan = ready.plan
     state = ready.state
-    kind = "GPU" if plan.device == "cuda" else "CPU"
+    kind = "CPU" if plan.device == "cpu" else "GPU"
     workers = f"{plan.world_size} {kind} worker{'s' if plan.world_size > 1 else ''}"
     saved = (
         f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning (nothing was saved)"

@@ -100,7 +100,7 @@ def _workers(plan: dict[str, Any]) -> str:
     each = plan.get("nproc_per_node")
     if not nodes or not each:
         return ""
-    kind = "GPU" if plan.get("device") == "cuda" else "CPU worker"
+    kind = "CPU worker" if plan.get("device") == "cpu" else "GPU"
     every = f"{each} {kind}{'s' if each > 1 else ''}"
     return every if nodes == 1 else f"{nodes} nodes × {every}"
 
