@@ -33,6 +33,19 @@ class _Form(Protocol):
     def __call__(self, options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch, /) -> Iterator[Any]: ...
 
 
+class _Plain(yaml.SafeDumper):
+    """Texts of several lines as such, and nothing by reference."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
+
+
+_Plain.add_representer(str, _Plain.represent_str)
+
+
 def manifest(form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
     options = options_of(cluster).kubernetes
     if options is None:
@@ -42,12 +55,12 @@ def manifest(form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
     make: _Form = _job if form == JOB else _cluster
     objects = [_of_user(options, one) for one in make(options, cluster, plan, launch)]
     head = "\n".join(f"# {line}".rstrip() for line in _next_commands(form, objects, options))
-    return f"{head}\n---\n{yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True, width=110)}"
+    return f"{head}\n---\n{yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)}"
 
 
 def _next_commands(form: str, objects: list[Any], options: Kubernetes) -> list[str]:
     name = objects[-1 if form == JOB else 1]["metadata"]["name"]
-    where = f" --namespace {options.namespace}" if options.namespace else ""
+    where = f" --namespace {options.namespace}"
     if form == JOB:
         return [f"kubectl apply{where} -f FILE", f"kubectl get rayjob{where} {name}"]
     forward = f"kubectl port-forward{where} service/{name}-head-svc 8265"
@@ -74,7 +87,9 @@ def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -
     words = [python, "-P", "-m", _ENTRYPOINT, f"{pods.CONFIG}/recipe.yaml", f"{pods.CONFIG}/cluster.yaml"]
     words.append(launch.run_url)
     if odd := [word for word in words if not _PLAIN.fullmatch(word)]:
-        raise UserError(f"--output {JOB}: {odd[0]}: KubeRay hands it to shells, so plain letters only: [A-Za-z0-9_/:.@=+-]")
+        raise UserError(
+            f"--output {JOB}: {odd[0]}: KubeRay hands it to shells, so plain letters only: [A-Za-z0-9_/:.@=+-]"
+        )
     yield _config(config, {"cluster.yaml": _cluster_file(cluster), "recipe.yaml": launch.recipe})
     spec = {
         "entrypoint": " ".join(words),
@@ -117,8 +132,8 @@ def _cluster_file(cluster: Cluster) -> str:
 
 def _of_user(options: Kubernetes, made: dict[str, Any]) -> dict[str, Any]:
     """With the namespace and the labels that the user wants."""
-    more: dict[str, Any] = {"namespace": options.namespace, "labels": options.labels}
-    return {**made, "metadata": {**made["metadata"], **{key: value for key, value in more.items() if value}}}
+    labels = {"labels": options.labels} if options.labels else {}
+    return {**made, "metadata": {**made["metadata"], "namespace": options.namespace, **labels}}
 
 
 def object_name(name: str) -> str:

@@ -16,6 +16,7 @@ _APP = "launchyard.io/monitor"
 
 def objects(options: Kubernetes, cluster: str, *, config: str) -> Iterator[Object]:
     name = f"{cluster}-monitor"
+    address = f"{name}.{options.namespace}.svc:{PORT}"  # Prometheus may be in another namespace
     yield _deployment(options, name, config)
     yield {
         "apiVersion": "v1",
@@ -23,13 +24,13 @@ def objects(options: Kubernetes, cluster: str, *, config: str) -> Iterator[Objec
         "metadata": {"name": name},
         "spec": {"selector": {_APP: name}, "ports": [{"name": "metrics", "port": PORT, "targetPort": PORT}]},
     }
-    yield _scrape("launchyard", f"{name}-runs", {"httpSDConfigs": [_targets(name)]})
-    yield _scrape("launchyard-monitor", name, {"staticConfigs": [{"targets": [f"{name}:{PORT}"]}]})
+    yield _scrape("launchyard", f"{name}-runs", {"httpSDConfigs": [_targets(address)]})
+    yield _scrape("launchyard-monitor", name, {"staticConfigs": [{"targets": [address]}]})
     yield _rays_own(f"{cluster}-ray", cluster)
 
 
-def _targets(name: str) -> Object:
-    return {"url": f"http://{name}:{PORT}/targets", "refreshInterval": "15s"}
+def _targets(address: str) -> Object:
+    return {"url": f"http://{address}/targets", "refreshInterval": "15s"}
 
 
 def _deployment(options: Kubernetes, name: str, config: str) -> Object:

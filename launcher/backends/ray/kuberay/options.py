@@ -26,7 +26,7 @@ class Kubernetes(Part):
     """The pods in which KubeRay starts this Ray: `--dry-run --output kuberay`. Other uses need none of it."""
 
     image: str = Field(min_length=1, description="With launchyard, torch and Ray, such as that of `make image-ray`.")
-    namespace: Name | None = Field(default=None, description="Of all that is made; default: that of kubectl.")
+    namespace: Name = Field(default="default", description="Of all that is made.")
     labels: dict[str, str] = Field(
         default={}, description="Of all that is made, e.g. {release: prometheus}, by which its operator finds it."
     )
