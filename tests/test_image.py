@@ -21,10 +21,8 @@ ROOT = Path(__file__).parents[1]
 SYSTEM_PYTHON = "/usr/bin/python3"
 # What the machine needs to reach its package index; no other variable reaches a step.
 # What KubeRay and our own manifests call in the image, in the shells that its versions use.
-AS_KUBERAY = "; ".join(
-    f"/bin/bash {shell} -- 'ray --version && launch --version && python -c \"import launchyard, ray, s3fs\" && wget --version'"
-    for shell in ("-c", "-lc")
-)
+CALLS = 'ray --version && launch --version && python -c "import launchyard, ray, s3fs" && wget --version'
+AS_KUBERAY = "; ".join(f"/bin/bash {shell} -- '{CALLS}'" for shell in ("-c", "-lc"))
 PASSED_ON = re.compile(r"PIP_.*|https?_proxy|no_proxy|SSL_CERT_.*", re.IGNORECASE)
 
 

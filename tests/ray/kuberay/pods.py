@@ -20,19 +20,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launchyard.errors import LaunchError
 from launchyard.host.environment import own_environment
 from launchyard.host.processes import wait_until
+from launchyard.launcher.backends.ray.client import Dashboard
 from tests.ray.kuberay.operator import Pod, bytes_in, head_service
 
 NETWORK = "10.88.0"
 ROOT = Path(__file__).parents[3]
 HOST = f"{NETWORK}.1"  # of this machine, as pods see it
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0
+_RELAY = [sys.executable, "-m", "launchyard.launcher.sandbox.ray.relay"]
 # Inside a pod, before its container's command: the network, the mounts, the name.
 _BEGIN = """
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip link set lo up && ip addr add {address}/24 dev eth0 && ip link set eth0 up && ip route add default via {host}
-hostname {name} && mount --bind {hosts} /etc/hosts
+hostname {name} && mount --bind {hosts} /etc/hosts && mount --bind /dev/null /etc/resolv.conf
 mkdir -p /dev/shm && mount -t tmpfs -o size={shared} shm /dev/shm
 mkdir -p /tmp/ray && mount --bind {ray} /tmp/ray
 {mounts}
@@ -97,19 +100,31 @@ class Pods:
             self._ip(*words.split())
         for port, theirs in self.doors.items():
             self._open_door(port, theirs)
+        self._relay([*self.inside(), *_RELAY, str(self._socket), address_of(0), "8265"])
         threading.Thread(target=self._keep_up, daemon=True).start()
 
     def _open_door(self, port: int, theirs: int) -> None:
         """Two relays with a socket of the file system between them, which knows no networks."""
         socket = self.folder / f"{port}.sock"
-        outer = [sys.executable, "-m", "launchyard.launcher.sandbox.ray.relay", str(socket), "127.0.0.1", str(theirs)]
-        inner = [*self.inside(), sys.executable, "-m", "tests.ray.kuberay.door", HOST, str(port), str(socket)]
-        for argv in (outer, inner):
-            self._relays.append(subprocess.Popen(argv, env=self._path(), cwd=ROOT, start_new_session=True))
-        assert wait_until(lambda: self.answers(HOST, port), seconds=10, every=0.1)
+        self._relay([*_RELAY, str(socket), "127.0.0.1", str(theirs)])
+        self._relay([*self.inside(), sys.executable, "-m", "tests.ray.kuberay.door", HOST, str(port), str(socket)])
+        assert wait_until(lambda: self.answers(HOST, port), seconds=60, every=0.1)
 
-    def _path(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": self.python_path}
+    def _relay(self, argv: list[str]) -> None:
+        env = {**os.environ, "PYTHONPATH": self.python_path}
+        self._relays.append(subprocess.Popen(argv, env=env, cwd=ROOT, start_new_session=True))
+
+    @property
+    def _socket(self) -> Path:
+        return self.folder / "dashboard.sock"
+
+    def nodes(self) -> list[str]:
+        """Host names of the nodes that Ray's dashboard calls alive; none while it does not answer."""
+        try:
+            found = Dashboard(f"unix://{self._socket}").nodes()
+        except LaunchError:
+            return []
+        return sorted(str(one["hostname"]) for one in found if one.get("raylet", {}).get("state") == "ALIVE")
 
     def answers(self, host: str, port: int) -> bool:
         probe = f"import socket; socket.create_connection(({host!r}, {port}), 1).close()"
@@ -137,7 +152,8 @@ class Pods:
     def apply(self, pods: list[Pod]) -> None:
         """Starts them all, the head first: a worker's init container waits for it."""
         hosts = self.folder / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost\n{address_of(0)} {head_service(pods[0])}\n")
+        names = [f"{address_of(number)} {pod.name}" for number, pod in enumerate(pods)]
+        hosts.write_text("\n".join(["127.0.0.1 localhost", f"{address_of(0)} {head_service(pods[0])}", *names, ""]))
         for number, pod in enumerate(pods):
             self._start(pod, number)
             if pod.is_head:
@@ -212,7 +228,7 @@ class Pods:
         os.kill(self._running[name].first, signal.SIGKILL)
 
     def remove(self, name: str) -> float:
-        """As `kubectl delete pod`: TERM, and KILL after the time of grace. Seconds until it had ended; it stays away."""
+        """As `kubectl delete pod`: TERM, KILL after the time of grace; it stays away. Seconds until its end."""
         running = self._running[name]
         self._ending.add(name)
         began = time.monotonic()

@@ -74,7 +74,7 @@ DEPLOYMENT = a("selector template", replicas=WHOLE, selector=a("matchLabels", ma
 SERVICE = a("ports", selector=TEXTS, ports=many(a("port", name=TEXT, port=WHOLE, targetPort=WHOLE)))
 DURATION: Schema = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
 SCRAPE = {
-    **a(jobName=TEXT, httpSDConfigs=many(a("url", url={"type": "string", "pattern": "^http"}, refreshInterval=DURATION)),
+    **a(jobName=TEXT, httpSDConfigs=many(a("url", url=TEXT, refreshInterval=DURATION)),
         staticConfigs=many(a("targets", targets=many(TEXT)))),
     "minProperties": 2,
 }  # fmt: skip

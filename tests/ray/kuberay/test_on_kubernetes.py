@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launchyard.host.processes import python_argv, wait_until
+from launchyard.host.processes import python_argv
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.options import StoreOptions
@@ -27,7 +27,7 @@ from tests.support.shell import Shell
 from tests.support.small_runs import write_data
 from tests.support.store import Bucket
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 1500
 SECRET = "store-keys"
 S3_PORT = 8333
@@ -66,14 +66,14 @@ class Laptop(Shell):
         }
         (self.here / "site.yaml").write_text(yaml.safe_dump(cluster))
 
-    def __call__(self, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str, timeout: float = 200, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*self.pods.inside(), *python_argv(sys.executable), "-m", "launchyard", *words],
             cwd=self.here, env={**self.env, **env}, capture_output=True, text=True, timeout=timeout,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def ok(self, *words: str, timeout: float = 100) -> str:
+    def ok(self, *words: str, timeout: float = 200) -> str:
         done = self(*words, timeout=timeout)
         assert done.returncode == 0, f"launch {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -119,24 +119,25 @@ def steps(run: RunDir, attempt: int) -> int:
 
 
 def test_a_cluster_of_the_manifest_carries_a_run_through_a_drain_and_the_death_of_its_head(laptop: Laptop) -> None:
-    """Two nodes of three: one pod is ended with its time of grace, then the head is killed; the same bits in the end."""
+    """Two nodes of three: a pod is ended with its time of grace, then the head is killed; the same bits in the end."""
     pods = laptop.pods
     pods.apply(pods_of(laptop.manifest("kuberay", nodes=3)))
-    assert wait_until(lambda: "3 of them with 1 CPU" in laptop("doctor", "--cluster", "./site.yaml").stdout, seconds=90)
+    everyone = sorted(pods.names())
+    wait(lambda: pods.nodes() == everyone, "all nodes", 240, pods)
     url = f"{laptop.bucket.url}/runs/drained"
     words = ("tiny.yaml", "--cluster", "./site.yaml", "--nodes", "2", "--run-url", url, "--json")
     name = json.loads(laptop.ok(*words))["run_id"]
     run = RunDir(url)
-    wait(lambda: steps(run, 0) > 5, "first steps", 90, pods)
+    wait(lambda: steps(run, 0) > 5, "first steps", 240, pods)
 
     hosts = [node["host"] for node in run.read_json("attempts/0000/nodes.json")]
     assert "head" not in hosts
     seconds = pods.remove(hosts[1])
     print(f"{seconds:.1f} s from TERM to the end of the pod")
-    assert seconds < 50
+    assert seconds < 60, "the whole of its grace: it was killed"
     record = run.outcome(0)
     assert record is not None and record.reason == "preempted", record
-    wait(lambda: 1 in run.attempts() and steps(run, 1) > 20, "steps on other nodes", 90, pods)
+    wait(lambda: 1 in run.attempts() and steps(run, 1) > 20, "steps on other nodes", 240, pods)
     assert run.starts()[1] == record.step, "nothing was lost"
     assert hosts[1] not in [node["host"] for node in run.read_json("attempts/0001/nodes.json")]
 
@@ -144,28 +145,30 @@ def test_a_cluster_of_the_manifest_carries_a_run_through_a_drain_and_the_death_o
     before = {pod: pods.starts(pod) for pod in pods.names()}
     pods.kill("head")
     wait(lambda: pods.starts("head") > before["head"], "the head again", 60, pods)
-    wait(lambda: laptop.status(name)["state"] == "lost", "the run is known as lost", 150, pods)
-    wait(lambda: "3 of them with 1 CPU" in laptop("doctor", "--cluster", "./site.yaml").stdout, "all nodes", 150, pods)
+    wait(lambda: laptop.status(name)["state"] == "lost", "the run is known as lost", 240, pods)
+    wait(lambda: pods.nodes() == everyone, "all nodes again", 300, pods)
     laptop.ok("resume", name, "--cluster", "./site.yaml")
-    wait(lambda: laptop.status(name)["state"] == "completed", "its end", 150, pods)
+    wait(lambda: laptop.status(name)["state"] == "completed", "its end", 300, pods)
     same_training(run, laptop.undisturbed())
 
 
 def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -> None:
-    """Its entrypoint launches; when the whole cluster is lost, KubeRay makes another, and the same entrypoint resumes."""
+    """Its entrypoint launches; when the whole cluster is lost, KubeRay makes another, and it resumes there."""
     pods = laptop.pods
     url = f"{laptop.bucket.url}/runs/job"
     manifest = laptop.manifest("kuberay-job", "--run-url", url, nodes=2)
     run = RunDir(url)
     dashboard = f"http://{address_of(0)}:8265"
     pods.apply(pods_of(manifest))
-    wait(lambda: pods.answers(address_of(0), 8265), "the dashboard", 60, pods)
-    with submitting(pods, submit_script(manifest, "try-1", dashboard)):
-        wait(lambda: steps(run, 0) > 100, "first steps", 120, pods)
+    everyone = sorted(pods.names())
+    wait(lambda: pods.nodes() == everyone, "all nodes", 240, pods)
+    with Submitting(pods, submit_script(manifest, "try-1", dashboard)):
+        wait(lambda: steps(run, 0) > 100, "first steps", 300, pods)
         for name in pods.names():
             pods.kill(name)
-    wait(lambda: pods.answers(address_of(0), 8265), "the dashboard", 60, pods)
-    with submitting(pods, submit_script(manifest, "try-2", dashboard)) as again:
+        wait(lambda: not pods.nodes(), "nothing there", 60, pods)
+    wait(lambda: pods.nodes() == everyone, "all nodes again", 300, pods)
+    with Submitting(pods, submit_script(manifest, "try-2", dashboard)) as again:
         wait(lambda: again.poll() is not None, "its end", 300, pods)
         assert again.returncode == 0
     record = run.outcome()
@@ -179,7 +182,7 @@ def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -
     same_training(run, laptop.undisturbed())
 
 
-class submitting:
+class Submitting:
     """The pod that submits a RayJob: a shell with the command that KubeRay gives it."""
 
     def __init__(self, pods: Pods, script: str) -> None:
