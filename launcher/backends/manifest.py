@@ -13,6 +13,7 @@ from pydantic import Field
 
 from launchyard.errors import UserError
 from launchyard.launcher.backends.request import Frozen
+from launchyard.launcher.backends.section import known_backends
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.base import Planned
@@ -31,13 +32,19 @@ class Launch(Frozen):
 class ManifestBackend(Protocol):
     """The module `manifest` in the folder of a backend."""
 
-    def manifest(self, form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
+    def objects_text(self, form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
         """Returns the objects as YAML. UserError for what the cluster file lacks, or what pods would not see."""
 
 
 def load_manifests(backend: str, form: str) -> ManifestBackend:
     """UserError for a place that has none."""
-    name = f"launchyard.launcher.backends.{backend}.manifest"
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"--output {form}: for a cluster with `scheduler: ray`; this one is {backend}")
-    return cast(ManifestBackend, importlib.import_module(name))
+    if importlib.util.find_spec(_module(backend)) is None:
+        others = [name for name in known_backends() if importlib.util.find_spec(_module(name)) is not None]
+        raise UserError(
+            f"--output {form}: for a cluster whose scheduler is {' or '.join(others)}; this one is {backend}"
+        )
+    return cast(ManifestBackend, importlib.import_module(_module(backend)))
+
+
+def _module(backend: str) -> str:
+    return f"launchyard.launcher.backends.{backend}.manifest"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import yaml
 
@@ -15,6 +15,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.backends.ray.kuberay import monitoring, pods
 from launchyard.launcher.backends.ray.kuberay.options import Kubernetes
 from launchyard.launcher.backends.ray.request import RayRequest, options_of, worker_python
+from launchyard.storage.damage import JsonObject
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.base import Planned
@@ -30,7 +31,9 @@ _PLAIN = re.compile(r"[\w/:.@=+-]+")  # two shells see the entrypoint of a RayJo
 
 
 class _Form(Protocol):
-    def __call__(self, options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch, /) -> Iterator[Any]: ...
+    def __call__(
+        self, options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch, /
+    ) -> Iterator[JsonObject]: ...
 
 
 class _Plain(yaml.SafeDumper):
@@ -46,7 +49,7 @@ class _Plain(yaml.SafeDumper):
 _Plain.add_representer(str, _Plain.represent_str)
 
 
-def manifest(form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
+def objects_text(form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
     options = options_of(cluster).kubernetes
     if options is None:
         where = f"ray.kubernetes: cluster {cluster.name} has no such section"
@@ -58,7 +61,7 @@ def manifest(form: str, cluster: Cluster, plan: Planned, launch: Launch) -> str:
     return f"{head}\n---\n{yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)}"
 
 
-def _next_commands(form: str, objects: list[Any], options: Kubernetes) -> list[str]:
+def _next_commands(form: str, objects: list[JsonObject], options: Kubernetes) -> list[str]:
     name = objects[-1 if form == JOB else 1]["metadata"]["name"]
     where = f" --namespace {options.namespace}"
     if form == JOB:
@@ -68,7 +71,7 @@ def _next_commands(form: str, objects: list[Any], options: Kubernetes) -> list[s
 
 
 # -- objects ---------------------------------------------------------------------------------------------------------
-def _cluster(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -> Iterator[Any]:
+def _cluster(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -> Iterator[JsonObject]:
     name = object_name(cluster.name)
     config = f"{name}-launchyard"
     yield _config(config, {"cluster.yaml": _cluster_file(cluster)})
@@ -76,7 +79,7 @@ def _cluster(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launc
     yield from monitoring.objects(options, name, config=config)
 
 
-def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -> Iterator[Any]:
+def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -> Iterator[JsonObject]:
     """The run is launched by the job's entrypoint on the head, with the recipe that the manifest holds."""
     if launch.own_code:
         hint = "--output kuberay, and launch into that cluster: then the file goes along"
@@ -84,7 +87,7 @@ def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -
     name = object_name(plan.run_id)
     config = f"{name}-launchyard"
     python = worker_python(cluster, "python")
-    words = [python, "-P", "-m", _ENTRYPOINT, f"{pods.CONFIG}/recipe.yaml", f"{pods.CONFIG}/cluster.yaml"]
+    words = [python, "-P", "-m", _ENTRYPOINT, f"{pods.CONFIG_FOLDER}/recipe.yaml", f"{pods.CONFIG_FOLDER}/cluster.yaml"]
     words.append(launch.run_url)
     if odd := [word for word in words if not _PLAIN.fullmatch(word)]:
         raise UserError(
@@ -101,7 +104,7 @@ def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -
     yield {"apiVersion": API, "kind": "RayJob", "metadata": {"name": name}, "spec": spec}
 
 
-def _spec(options: Kubernetes, plan: Planned, config: str) -> dict[str, Any]:
+def _spec(options: Kubernetes, plan: Planned, config: str) -> JsonObject:
     request = plan.request
     assert isinstance(request, RayRequest)
     workers = plan.shape.nproc_per_node
@@ -118,7 +121,7 @@ def _owner(request: RayRequest) -> dict[str, float]:
     return owner
 
 
-def _config(name: str, files: dict[str, str]) -> dict[str, Any]:
+def _config(name: str, files: dict[str, str]) -> JsonObject:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": files}
 
 
@@ -130,7 +133,7 @@ def _cluster_file(cluster: Cluster) -> str:
     return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
 
-def _of_user(options: Kubernetes, made: dict[str, Any]) -> dict[str, Any]:
+def _of_user(options: Kubernetes, made: JsonObject) -> JsonObject:
     """With the namespace and the labels that the user wants."""
     labels = {"labels": options.labels} if options.labels else {}
     return {**made, "metadata": {**made["metadata"], "namespace": options.namespace, **labels}}

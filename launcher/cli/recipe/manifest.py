@@ -27,7 +27,7 @@ def print_manifest(request: Request, form: str) -> int:
         folders=[source.folder for source in sources],
         own_code=ready.own is not None,
     )
-    click.echo(backend.manifest(form, ready.cluster, plan, launch), nl=False)
+    click.echo(backend.objects_text(form, ready.cluster, plan, launch), nl=False)
     return EXIT_DONE
 
 

@@ -30,6 +30,7 @@ NETWORK = "10.88.0"
 ROOT = Path(__file__).parents[3]
 HOST = f"{NETWORK}.1"  # of this machine, as pods see it
 _READY_SECONDS = 120.0
+_TIED = ["setpriv", "--pdeathsig", "KILL", "--"]  # to the test, also if that is killed
 _RELAY = [sys.executable, "-m", "launchyard.launcher.sandbox.ray.relay"]
 # Inside a pod, before its container's command: the network, the mounts, the name.
 _BEGIN = """
@@ -47,7 +48,7 @@ def why_no_pods() -> str | None:
     """What lacks for them here."""
     if os.geteuid() != 0:
         return "needs root, for networks and mounts"
-    missing = [name for name in ("ip", "nsenter", "unshare", "bash") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "nsenter", "unshare", "setpriv", "bash") if shutil.which(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
     tried = subprocess.run(
@@ -93,7 +94,7 @@ class Pods:
 
     # -- the network -------------------------------------------------------------------------------------------------
     def open(self) -> None:
-        self._network = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], start_new_session=True)
+        self._network = subprocess.Popen([*_TIED, "unshare", "--net", "sleep", "infinity"], start_new_session=True)
         network = self._network.pid
         assert wait_until(lambda: _net_of(network) != _net_of(os.getpid()), seconds=5, every=0.02)
         for words in ("link set lo up", "link add br0 type bridge", f"addr add {HOST}/24 dev br0", "link set br0 up"):
@@ -112,7 +113,7 @@ class Pods:
 
     def _relay(self, argv: list[str]) -> None:
         env = {**os.environ, "PYTHONPATH": self.python_path}
-        self._relays.append(subprocess.Popen(argv, env=env, cwd=ROOT, start_new_session=True))
+        self._relays.append(subprocess.Popen([*_TIED, *argv], env=env, cwd=ROOT, start_new_session=True))
 
     @property
     def _socket(self) -> Path:
@@ -124,7 +125,8 @@ class Pods:
             found = Dashboard(f"unix://{self._socket}").nodes()
         except LaunchError:
             return []
-        return sorted(str(one["hostname"]) for one in found if one.get("raylet", {}).get("state") == "ALIVE")
+        raylets = [one.get("raylet", {}) for one in found]  # a young head has no more of a node than this
+        return sorted(str(one["nodeManagerHostname"]) for one in raylets if one.get("state") == "ALIVE")
 
     def answers(self, host: str, port: int) -> bool:
         probe = f"import socket; socket.create_connection(({host!r}, {port}), 1).close()"
@@ -178,7 +180,7 @@ class Pods:
         unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with open(self.folder / f"{pod.name}.log", "ab") as log:
             process = subprocess.Popen(
-                [*self.inside(), *unshare, "sh", "-ec", script, "sh", *pod.argv],
+                [*_TIED, *self.inside(), *unshare, "sh", "-ec", script, "sh", *pod.argv],
                 env=self._environment(pod), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         first = self._first(process)

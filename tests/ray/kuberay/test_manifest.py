@@ -17,7 +17,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.manifest import Launch, load_manifests
 from launchyard.launcher.backends.ray.kuberay.pods import quantity
-from launchyard.launcher.backends.ray.manifest import manifest, object_name
+from launchyard.launcher.backends.ray.manifest import object_name, objects_text
 from launchyard.launcher.format import bytes_of
 from tests.ray.kuberay.operator import bytes_in, documents, pods_of, submit_script
 from tests.ray.kuberay.schema import LONGEST, of_the_crds, schema_of
@@ -48,7 +48,7 @@ FORMS = ("kuberay", "kuberay-job")
 
 
 def printed(form: str, site: dict[str, Any] = SITE, launch: Launch = LAUNCH, **changes: Any) -> str:
-    return manifest(form, Cluster.model_validate(site), plan_of(site, **changes), launch)
+    return objects_text(form, Cluster.model_validate(site), plan_of(site, **changes), launch)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -189,7 +189,7 @@ def test_limits_that_have_a_key_of_their_own(key: str) -> None:
 
 
 def test_other_schedulers_have_none() -> None:
-    with pytest.raises(UserError, match="--output kuberay: for a cluster with `scheduler: ray`; this one is slurm"):
+    with pytest.raises(UserError, match="--output kuberay: for a cluster whose scheduler is ray; this one is slurm"):
         load_manifests("slurm", "kuberay")
 
 

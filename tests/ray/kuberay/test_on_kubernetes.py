@@ -111,6 +111,7 @@ def wait(done: Callable[[], Any], what: str, seconds: float, pods: Pods) -> Any:
         logs = "".join(f"--- {name}\n{pods.log(name)}" for name in pods.names())
         assert time.monotonic() < until, f"not within {seconds:.0f} s: {what}\n{logs}"
         time.sleep(0.3)
+    print(f"{time.monotonic() - until + seconds:6.1f} s until {what}", flush=True)
     return value
 
 

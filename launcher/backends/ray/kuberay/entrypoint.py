@@ -17,7 +17,7 @@ from launchyard.run import layout
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 
-SILENT_SECONDS = 600.0  # for the heartbeat of an owner whose cluster is gone to be known as stale
+_STALE_SECONDS = 600.0  # for the heartbeat of an owner whose cluster is gone to be known as stale
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         if (record := run.outcome()) is not None and _is_final(record):
             print(f"{url}: {record.outcome} before: {record.message}", flush=True)
             return _code(record)
-        wait_until(lambda: not owner_alive(run), seconds=SILENT_SECONDS, every=2.0)
+        wait_until(lambda: not owner_alive(run), seconds=_STALE_SECONDS, every=2.0)
         words = ["resume", url, "--cluster", cluster]
     code = subprocess.call([*python_argv(sys.executable), "-u", "-m", "launchyard", *words, "--follow"])
     record = run.outcome()

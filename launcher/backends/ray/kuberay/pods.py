@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from launchyard.errors import UserError
 from launchyard.launcher.backends.ray.kuberay.options import Kubernetes
+from launchyard.storage.damage import JsonObject
 
-Object = dict[str, Any]
-CONFIG = "/etc/launchyard"  # the recipe and the cluster file in a pod
+CONFIG_FOLDER = "/etc/launchyard"  # the recipe and the cluster file in a pod
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"  # Ray's own: how long a node that is ended drains before
 HURRY_SECONDS = 30  # after the drain, for Ray to end its processes
 _OBJECTS = 256 << 20  # of shared memory for Ray's objects, of which a run uses none
@@ -21,7 +20,7 @@ _COUNTED = ("CPU", "GPU", "memory")
 _FOUND_BY_RAY = ("accelerator_type:", "node:")
 
 
-def head_group(options: Kubernetes, *, owner: Mapping[str, float], config: str) -> Object:
+def head_group(options: Kubernetes, *, owner: Mapping[str, float], config: str) -> JsonObject:
     """No CPUs and GPUs: it has the owners of runs, and dies of none of their workers."""
     amounts = {"cpu": str(options.head_cpus), "memory": quantity(options.head_memory)}
     container = _container("ray-head", options, amounts)
@@ -33,14 +32,14 @@ def head_group(options: Kubernetes, *, owner: Mapping[str, float], config: str) 
     container["env"] = [{"name": DRAIN, "value": "0"}]  # nothing can leave it
     params = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0", **_resources(owner)}  # noqa: S104
     volumes = [{"name": "launchyard", "configMap": {"name": config}}]
-    mounts = [{"name": "launchyard", "mountPath": CONFIG, "readOnly": True}]
+    mounts = [{"name": "launchyard", "mountPath": CONFIG_FOLDER, "readOnly": True}]
     return {
         "rayStartParams": {**params, "object-store-memory": str(_OBJECTS)},
         "template": _template(options, container, volumes=volumes, mounts=mounts, shared="1Gi"),
     }
 
 
-def worker_group(options: Kubernetes, *, bundle: Mapping[str, float], nodes: int, workers: int) -> Object:
+def worker_group(options: Kubernetes, *, bundle: Mapping[str, float], nodes: int, workers: int) -> JsonObject:
     """A pod for each node of the run, which gives the run's whole bundle."""
     amounts = {"cpu": f"{bundle['CPU']:g}"}
     if "memory" in bundle:
@@ -72,12 +71,12 @@ def quantity(size: str) -> str:
     return f"{text[:-1]}k" if text.endswith("K") else text
 
 
-def plain_container(name: str, options: Kubernetes, argv: list[str], amounts: Mapping[str, str]) -> Object:
+def plain_container(name: str, options: Kubernetes, argv: list[str], amounts: Mapping[str, str]) -> JsonObject:
     """Of a program of ours that is no node of Ray."""
     return {**_container(name, options, amounts), "command": argv}
 
 
-def around(options: Kubernetes) -> tuple[list[Object], list[Object]]:
+def around(options: Kubernetes) -> tuple[list[JsonObject], list[JsonObject]]:
     """The volumes of every pod, and where they are mounted."""
     volumes = []
     mounts = []
@@ -90,9 +89,9 @@ def around(options: Kubernetes) -> tuple[list[Object], list[Object]]:
     return volumes, mounts
 
 
-def about_pods(options: Kubernetes) -> Object:
+def about_pods(options: Kubernetes) -> JsonObject:
     """What every pod says of itself."""
-    found: Object = {}
+    found: JsonObject = {}
     if options.service_account is not None:
         found["serviceAccountName"] = options.service_account
     if options.pull_secrets:
@@ -100,9 +99,9 @@ def about_pods(options: Kubernetes) -> Object:
     return found
 
 
-def _container(name: str, options: Kubernetes, amounts: Mapping[str, str]) -> Object:
+def _container(name: str, options: Kubernetes, amounts: Mapping[str, str]) -> JsonObject:
     """Requests and limits are the same: nothing of a run may be taken because another pod wants more."""
-    found: Object = {"name": name, "image": options.image}
+    found: JsonObject = {"name": name, "image": options.image}
     if options.secrets:
         found["envFrom"] = [{"secretRef": {"name": secret}} for secret in options.secrets]
     return {**found, "resources": {"limits": dict(amounts), "requests": dict(amounts)}}
@@ -110,12 +109,12 @@ def _container(name: str, options: Kubernetes, amounts: Mapping[str, str]) -> Ob
 
 def _template(
     options: Kubernetes,
-    container: Object,
+    container: JsonObject,
     *,
     shared: str,
-    volumes: Sequence[Object] = (),
-    mounts: Sequence[Object] = (),
-) -> Object:
+    volumes: Sequence[JsonObject] = (),
+    mounts: Sequence[JsonObject] = (),
+) -> JsonObject:
     theirs, where = around(options)
     memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared}}
     mounted = [{"name": "shared-memory", "mountPath": "/dev/shm"}, *mounts, *where]  # noqa: S108
