@@ -242,9 +242,10 @@ class Pods:
 
     def add(self, name: str) -> None:
         """In place of one that was removed."""
-        running = self._running[name]
-        self._ending.discard(name)
-        self._start(running.pod, running.number, starts=running.starts + 1)
+        with self._lock:
+            running = self._running[name]
+            self._start(running.pod, running.number, starts=running.starts + 1)
+            self._ending.discard(name)
 
     def starts(self, name: str) -> int:
         return self._running[name].starts
