@@ -17,18 +17,19 @@ import pytest
 import yaml
 
 from launchyard.host.processes import python_argv
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.options import StoreOptions
 from tests.ray.kuberay.operator import pods_of, submit_script
 from tests.ray.kuberay.pods import HOST, ROOT, Pods, address_of, network_of_pods, why_no_pods
-from tests.slurm.runs import RECIPE, same_training
+from tests.slurm.runs import FOREVER, RECIPE, same_training
 from tests.support.shell import Shell
 from tests.support.small_runs import write_data
 from tests.support.store import Bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS = 1500
+STEPS = 300
 SECRET = "store-keys"
 S3_PORT = 8333
 
@@ -46,6 +47,7 @@ class Laptop(Shell):
         for path in (self.here / "tokens").rglob("*.*"):
             files.write(f"{bucket.url}/tokens/{path.relative_to(self.here / 'tokens')}", path.read_bytes())
         recipe = {**RECIPE, "data": {**RECIPE["data"], "source": f"{bucket.url}/tokens/train"}}
+        recipe["schedule"] = {**recipe["schedule"], "name": "constant"}  # the same for every length
         recipe["train"] = {**recipe["train"], "max_steps": STEPS, "global_batch_size": 12}
         (self.here / "tiny.yaml").write_text(yaml.safe_dump(recipe))
         cluster = {
@@ -85,10 +87,10 @@ class Laptop(Shell):
     def status(self, run: str) -> dict[str, Any]:
         return dict(json.loads(self.ok("status", run, "--json")))
 
-    def undisturbed(self) -> RunDir:
+    def undisturbed(self, steps: int) -> RunDir:
         """The same recipe on this machine, with as many workers."""
         words = ("--run-url", "here", "--follow", "resources.nproc_per_node=2", "data.source=tokens/train")
-        self.ok("tiny.yaml", *words, timeout=200)
+        self.ok("tiny.yaml", *words, f"train.max_steps={steps}", timeout=300)
         return RunDir(str(self.here / "here"))
 
 
@@ -126,7 +128,7 @@ def test_a_cluster_of_the_manifest_carries_a_run_through_a_drain_and_the_death_o
     everyone = sorted(pods.names())
     wait(lambda: pods.nodes() == everyone, "all nodes", 240, pods)
     url = f"{laptop.bucket.url}/runs/drained"
-    words = ("tiny.yaml", "--cluster", "./site.yaml", "--nodes", "2", "--run-url", url, "--json")
+    words = ("tiny.yaml", "--cluster", "./site.yaml", "--nodes", "2", "--run-url", url, "--json", FOREVER)
     name = json.loads(laptop.ok(*words))["run_id"]
     run = RunDir(url)
     wait(lambda: steps(run, 0) > 5, "first steps", 240, pods)
@@ -148,9 +150,10 @@ def test_a_cluster_of_the_manifest_carries_a_run_through_a_drain_and_the_death_o
     wait(lambda: pods.starts("head") > before["head"], "the head again", 60, pods)
     wait(lambda: laptop.status(name)["state"] == "lost", "the run is known as lost", 240, pods)
     wait(lambda: pods.nodes() == everyone, "all nodes again", 300, pods)
-    laptop.ok("resume", name, "--cluster", "./site.yaml")
+    enough = committed_steps(run)[-1] + 60
+    laptop.ok("resume", name, "--cluster", "./site.yaml", f"train.max_steps={enough}")
     wait(lambda: laptop.status(name)["state"] == "completed", "its end", 300, pods)
-    same_training(run, laptop.undisturbed())
+    same_training(run, laptop.undisturbed(enough))
 
 
 def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -> None:
@@ -164,7 +167,7 @@ def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -
     everyone = sorted(pods.names())
     wait(lambda: pods.nodes() == everyone, "all nodes", 240, pods)
     with Submitting(pods, submit_script(manifest, "try-1", dashboard)):
-        wait(lambda: steps(run, 0) > 100, "first steps", 300, pods)
+        wait(lambda: steps(run, 0) > 60, "first steps", 300, pods)
         for name in pods.names():
             pods.kill(name)
         wait(lambda: not pods.nodes(), "nothing there", 60, pods)
@@ -180,7 +183,7 @@ def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -
         env={**laptop.env, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
     assert "SUCCEEDED" in state.stdout + state.stderr.upper().replace("'", "")
-    same_training(run, laptop.undisturbed())
+    same_training(run, laptop.undisturbed(STEPS))
 
 
 class Submitting:
