@@ -90,9 +90,8 @@ def training_memory(
     """Bytes per worker: weights, gradients, optimizer (AdamW), activations, and `total`, the peak of a step.
 
     Weights, gradients and moments are cut over `shards`, the last two only of trained parameters; their types, and that
-    of frozen weights, are those of the precision;
-    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights, and
-    so does the buffer in which quantised matrices are made plain.
+    of frozen weights, are those of the precision; parameters gathered in full (table, head and final norm for the whole
+    step, and two blocks) count as weights, and so does the buffer in which quantised matrices are made plain.
     Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
     total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
     """
