@@ -1,4 +1,4 @@
-"""Ranks are joined with what DCGM says of their GPUs; and both dashboards are what Grafana's own types in TypeScript say.
+"""Ranks are joined with what DCGM says of their GPUs; both dashboards are what Grafana's types in TypeScript say.
 
 No GPU and no exporter are here: promtool evaluates the queries of the dashboard on series as both would write them.
 """
@@ -61,7 +61,7 @@ def gpu(uuid: str, index: int, value: str, instance: str = "d") -> list[dict[str
 
 @pytest.mark.monitoring
 def test_ranks_have_the_figures_of_their_gpus(promtool: str, tmp_path: Path) -> None:
-    """Two ranks on one GPU, one on a GPU of its own that two exporters serve; a rank on a CPU and an idle GPU have none."""
+    """Two ranks on one GPU, one on a GPU that two exporters serve; a rank on a CPU and an idle GPU have none."""
     series = [rank(0, "GPU-a"), rank(1, "GPU-a"), rank(2, "GPU-b"), rank(3, "")]
     series += [*gpu("GPU-a", 0, "70"), *gpu("GPU-b", 1, "30"), *gpu("GPU-b", 1, "30", "d2"), *gpu("GPU-idle", 2, "5")]
     joined = [("0", "n0", "GPU-a", 70), ("1", "n0", "GPU-a", 70), ("2", "n1", "GPU-b", 30)]
@@ -122,7 +122,7 @@ def typed_lines(path: Path) -> Iterator[str]:
     """A dashboard, its panels, and their options and fields, each as a constant of its type."""
     board = json.loads(path.read_text())
     for one in board["annotations"]["list"] if board["annotations"] else ():
-        one["target"] = {"expr": one.pop("expr"), "refId": "A"}  # Prometheus' plugin reads both
+        del one["expr"]  # read by Prometheus' plugin, which has types of its own
     yield f"export const board: Dashboard = {json.dumps({**board, 'panels': []})};"
     for number, row in enumerate(one for one in board["panels"] if one["type"] == "row"):
         yield f"export const row{number}: RowPanel = {json.dumps({**row, 'panels': []})};"

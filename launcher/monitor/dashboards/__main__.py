@@ -22,6 +22,7 @@ def known_to_grafana(board: dict[str, Any]) -> dict[str, Any]:
     """Without what the builder adds and Grafana's own types do not have: an interval's keys in other variables, and a
     table's footer, which newer ones keep elsewhere. With a number for each panel, which the builder leaves out.
     """
+    board.pop("style", None)  # a user's own choice since Grafana 10
     for variable in board["templating"]["list"]:
         for key in ("id", "auto", "auto_count", "auto_min"):
             variable.pop(key, None)
