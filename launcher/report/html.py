@@ -24,13 +24,13 @@ from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import is_of_set, sets_of
-from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
+from launchyard.run.svg import WIDTH, Bar, Lane, Line, Mark, curve, stack, timeline
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 HERE = Path(__file__).parent
 MAX_LANES = 40  # a run of more attempts shows its last ones
-NARROW = {"width": 380.0, "height": 230.0}  # a drawing for a phone
+NARROW = (380.0, 230.0)  # a drawing for a phone
 SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
 _HELD_OUT_COLOURS = ("c1", "c2", "c3")
 _GOOD = ("completed", "running", "saving")
@@ -156,8 +156,8 @@ def _loss(story: Story) -> dict[str, Any] | None:
     legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = [
-        _svg(curve(lines, label="Loss over steps", marks=marks, x_form=count, **size))
-        for size in ({"height": 320.0}, NARROW)
+        _svg(curve(lines, label="Loss over steps", width=width, height=height, marks=marks, x_form=count))
+        for width, height in ((WIDTH, 320.0), NARROW)
     ]
     return {"legend": legend, "drawn": drawn, "small": list(_small_curves(story.steps, marks))}
 
