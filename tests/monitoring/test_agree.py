@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launchyard.launcher.monitor.dashboards.__main__ import known_to_grafana
 from launchyard.run.goodput import CAUSES
 from launchyard.training.telemetry.metric_table import METRICS, STATES
 from launchyard.training.telemetry.phases import PHASES
@@ -145,7 +146,35 @@ def test_grafanas_own_types_read_them(path: Path) -> None:
     register_default_plugins()
     raw = json.loads(path.read_text())
     again = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(raw)))
-    assert again == raw
+    assert known_to_grafana(again) == raw
+
+
+def test_dashboards_lead_to_each_other_with_what_is_looked_at() -> None:
+    """The time range, the data source and the cluster; to a run from each row of a table that has one."""
+    boards = {path.stem: json.loads(path.read_text()) for path in DASHBOARDS}
+    variables = {name: {one["name"] for one in board["templating"]["list"]} for name, board in boards.items()}
+    for name, other in (("fleet", "run"), ("run", "fleet")):
+        (link,) = boards[name]["links"]
+        assert link["url"].startswith(f"/d/{boards[other]['uid']}?") and link["keepTime"]
+        kept = set(re.findall(r"\$\{(\w+):queryparam\}", link["url"]))
+        assert {"datasource", "cluster"} <= kept <= variables[name] & variables[other]
+    rows = [
+        prop["value"][0]["url"]
+        for panel in panels(DASHBOARDS[0])
+        for override in panel["fieldConfig"]["overrides"]
+        for prop in override["properties"]
+        if prop["id"] == "links"
+    ]
+    assert len(rows) == 2, "of runs and of alerts"
+    for url in rows:
+        assert url.startswith(f"/d/{boards['run']['uid']}?${{__url_time_range}}&")
+        assert set(re.findall(r"var-(\w+)=", url)) == {"datasource", "cluster", "run_id"} <= variables["run"]
+
+
+def test_panels_have_numbers_of_their_own() -> None:
+    for path in DASHBOARDS:
+        every = [one for panel in json.loads(path.read_text())["panels"] for one in (panel, *panel.get("panels", ()))]
+        assert [one["id"] for one in every] == list(range(1, len(every) + 1))
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)

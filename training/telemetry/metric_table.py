@@ -43,6 +43,14 @@ IDENTITY = (
     ),
     Metric("trainer_state", "gauge", "1 for the state the trainer is in.", ("state",)),
     Metric("trainer_world_size", "gauge", "Workers of this attempt."),
+    Metric(
+        "trainer_rank_info",
+        "gauge",
+        "Always 1; the labels say which place on its node a rank has, and which GPU, by the UUID that NVIDIA's DCGM "
+        "has for it; empty on a CPU.",
+        ("rank", "local_rank", "UUID"),
+        "rank",
+    ),
 )
 PROGRESS = (
     Metric("trainer_step", "gauge", "Finished optimizer steps."),

@@ -6,6 +6,7 @@ from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
 
+from launchyard.launcher.monitor.dashboards.gpus import gpus
 from launchyard.launcher.monitor.dashboards.learning import learning
 from launchyard.launcher.monitor.dashboards.panels import (
     AMBER,
@@ -23,6 +24,8 @@ from launchyard.launcher.monitor.dashboards.panels import (
     query_variable,
     rows_of,
     states,
+    to_dashboard,
+    with_folded_row,
     with_rows,
 )
 from launchyard.launcher.monitor.dashboards.stability import stability
@@ -57,7 +60,8 @@ def run_dashboard() -> dashboard.Dashboard:
         ("Memory", memory()),
         ("Attempts and preemptions", attempts()),
     ]
-    return with_rows(found, parts)
+    found = found.link(to_dashboard("All runs", "launchyard-fleet", "cluster"))
+    return with_folded_row(with_rows(found, parts), "GPUs, where NVIDIA's DCGM exporter is scraped", gpus())
 
 
 def annotations() -> list[dashboard.AnnotationQuery]:
