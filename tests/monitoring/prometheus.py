@@ -22,7 +22,8 @@ from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.sandbox.monitoring.service import prometheus_config
 
 SECOND = "1s"
-FAST = {"for: 2m": "for: 1s", "> 120 + 20 *": "> 5 + 2 *"}  # the stall alert, in seconds instead of minutes
+# Seconds instead of minutes.
+FAST = {"for: 1m": "for: 1s", "for: 2m": "for: 1s", "for: 15m": "for: 1s", "> 1 * max": "> 0.05 * max"}
 
 
 class Watching:
