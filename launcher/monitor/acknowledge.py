@@ -35,6 +35,12 @@ def acknowledge(run: RunDir, *, note: str = "") -> Acknowledged:
     return record
 
 
+def is_unattended(run: RunDir) -> bool:
+    """Returns True if it pages now."""
+    state = state_of(run)
+    return state.state in PAGING_ENDS and acknowledged(run, state) is None
+
+
 def acknowledged(run: RunDir, state: RunState) -> Acknowledged | None:
     """The acknowledgement of this very end; None without one."""
     if state.state not in PAGING_ENDS:
