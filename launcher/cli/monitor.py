@@ -70,7 +70,7 @@ def monitor(
     """Serve the workers of all live runs to Prometheus (http_sd), and the launcher's own series.
 
     All runs of this account are scanned, wherever they run; also those in a RUN, FOLDER or URL that is named. Runs
-    that have ended vanish from the list. Nothing is stored: it can be ended and started at any time.
+    that have ended vanish from the list. It can be ended and started at any time.
 
     With --resume a run that is lost goes on by itself, as after the death of Ray's head or of this machine's owner
     process: if it was seen alive here before, nobody has asked it to stop, and not more often than the recipe allows
