@@ -116,12 +116,12 @@ def _pager(webhook: str | None) -> Pager | None:
     from launchyard.launcher.monitor.pager import Pager
     from launchyard.training.notify.section import url_problem
 
-    where = WEBHOOK
-    if webhook.isidentifier():
-        where, webhook = f"variable {webhook}", variable(webhook) or ""
-    if problem := "is not set" if not webhook else url_problem(webhook):
+    named = webhook.isidentifier()
+    url = variable(webhook) if named else webhook
+    if problem := url_problem(url) if url else "is not set":
+        where = f"variable {webhook}" if named else WEBHOOK
         raise UserError(f"{where}: {problem}", hint="export HOOK=https://…; launch monitor --webhook HOOK")
-    return Pager(webhook, lambda line: click.echo(line, err=True))
+    return Pager(str(url), lambda line: click.echo(line, err=True))
 
 
 @click.command()

@@ -28,7 +28,7 @@ from launchyard.storage import local, retry
 from launchyard.storage.redact import redact, without_credentials
 
 LOOP_FAILURES = 3  # these two as the alert rules have them
-WAIT_SECONDS = 86400.0
+LONG_WAIT_SECONDS = 86400.0
 LATER_SECONDS = 30.0  # before a page is tried again that its webhook did not take
 TEXT_CHARACTERS = 1900  # Discord takes 2000
 MENDED = "mended"
@@ -59,7 +59,7 @@ def troubles(seen: Seen) -> Iterator[Trouble]:
     ):
         words = f"{seen.run_id} has given no sign for {duration(quiet.seconds)}, longer than what it does now may take."
         yield Trouble("stalled", f"stalled-{state.attempt}", words)
-    elif state.state == "pending" and seen.queue_wait > WAIT_SECONDS:
+    elif state.state == "pending" and seen.queue_wait > LONG_WAIT_SECONDS:
         words = f"{seen.run_id} has waited in the queue for {duration(seen.queue_wait)}."
         yield Trouble("waiting", f"waiting-{state.attempt}", words)
 
@@ -114,7 +114,7 @@ class Pager:
         mark = (seen.run_id, trouble.key)
         if time.monotonic() < self._not_before.get(mark, 0.0):
             return
-        facts = facts_of(seen, trouble)
+        facts = page_facts(seen, trouble)
         if facts is not None:
             self._not_before[mark] = float("inf")  # until it was sent, or not
             self._pages.put(_Page(seen.run_id, trouble, facts))
@@ -152,7 +152,7 @@ class Pager:
                 self._report(f"! {self._file}: {error.strerror}: a monitor that is started again pages twice")
 
 
-def facts_of(seen: Seen, trouble: Trouble) -> dict[str, object] | None:
+def page_facts(seen: Seen, trouble: Trouble) -> dict[str, object] | None:
     """The body of a page; None if the run is not in that state any more."""
     why = explain(seen.open())
     if why.state != seen.state.state:

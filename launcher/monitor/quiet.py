@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
 
 from launchyard.launcher.runs.state import RunState
 from launchyard.run import events, layout
@@ -19,7 +18,7 @@ from launchyard.training.recipe import Recipe
 from launchyard.training.sections.resources import WatchdogConfig
 from launchyard.training.spec import Storage
 
-STEP_SECONDS = 120.0  # a step may always be late by so much
+LATE_STEP_SECONDS = 120.0  # a step may always be late by so much
 TIMES_STEP = 20.0
 SLACK_SECONDS = 120.0  # for the watchdog of the run, which acts first where it can
 _AT_A_BOUNDARY = (
@@ -36,7 +35,7 @@ class Quiet:
     unsaved: float
 
 
-def quiet_of(run: RunDir, attempt: int, state: RunState, *, recipe: Recipe | None, plan: dict[str, Any]) -> Quiet:
+def quiet_of(run: RunDir, attempt: int, state: RunState, *, recipe: Recipe | None, plan: JsonObject) -> Quiet:
     recorded = run.events(attempt)
     since_event = _age(run, layout.attempt_folder(attempt), layout.EVENTS)
     signs = [
@@ -71,7 +70,7 @@ def _to_the_last_event(recorded: list[JsonObject]) -> float:
     return float(recorded[-1]["time"]) - saves[-1] if saves else -float("inf")
 
 
-def _limit(state: RunState, recorded: list[JsonObject], recipe: Recipe | None, plan: dict[str, Any]) -> float:
+def _limit(state: RunState, recorded: list[JsonObject], recipe: Recipe | None, plan: JsonObject) -> float:
     """As the recipe's watchdog has it, and somewhat more."""
     watchdog = WatchdogConfig() if recipe is None else recipe.watchdog
     patience = Storage.model_validate(plan.get("storage") or {}).retry_seconds
@@ -81,7 +80,7 @@ def _limit(state: RunState, recorded: list[JsonObject], recipe: Recipe | None, p
     trains = events.STARTED in names and not names & {events.STOPPING, events.FINISHED}
     if not trains or not tokens or not state.tokens_per_second or _at_a_boundary(state, recorded):
         return slow
-    usual = STEP_SECONDS + TIMES_STEP * float(tokens) / state.tokens_per_second
+    usual = LATE_STEP_SECONDS + TIMES_STEP * float(tokens) / state.tokens_per_second
     return max(usual, (watchdog.step_seconds or 0.0) + SLACK_SECONDS)
 
 

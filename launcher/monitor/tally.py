@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from itertools import zip_longest
 
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.run import layout
@@ -27,7 +28,7 @@ class Tally:
     def count(self, run: RunDir, attempts: list[int]) -> dict[str, int]:
         """`attempts`: all of the run, oldest first."""
         final = self._final.setdefault(run.url, {})
-        for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+        for attempt, following in zip_longest(attempts, attempts[1:]):
             if attempt not in final and (result := _result(run, attempt, following)) is not None:
                 final[attempt] = result
         return dict(Counter(final.values()))

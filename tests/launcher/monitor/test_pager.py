@@ -17,7 +17,7 @@ from launchyard.launcher.cli.main import cli
 from launchyard.launcher.monitor import pager as paging
 from launchyard.launcher.monitor.acknowledge import acknowledge
 from launchyard.launcher.monitor.discovery import Discovery, inspect_run
-from launchyard.launcher.monitor.pager import LOOP_FAILURES, WAIT_SECONDS, Pager, troubles
+from launchyard.launcher.monitor.pager import LONG_WAIT_SECONDS, LOOP_FAILURES, Pager, troubles
 from launchyard.launcher.monitor.server import Monitor
 from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.runs.state import state_of
@@ -166,15 +166,15 @@ def test_silence_is_told(run: Made, webhook: Webhook) -> None:
 def test_a_long_wait_is_told(run: Made) -> None:
     seen = inspect_run(run.run)
     assert seen is not None
-    waits = replace(seen, state=replace(seen.state, state="pending"), quiet=None, queue_wait=WAIT_SECONDS + 1)
+    waits = replace(seen, state=replace(seen.state, state="pending"), quiet=None, queue_wait=LONG_WAIT_SECONDS + 1)
     assert [one.event for one in troubles(waits)] == ["waiting"]
-    assert list(troubles(replace(waits, queue_wait=WAIT_SECONDS - 1))) == []
+    assert list(troubles(replace(waits, queue_wait=LONG_WAIT_SECONDS - 1))) == []
 
 
 def test_the_rules_have_the_same_limits() -> None:
     groups = yaml.safe_load((monitoring_folder() / "rules/alerts.yml").read_text())["groups"]
     rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
-    assert f">= {LOOP_FAILURES}" in rules["RunRestartLoop"] and f"> {WAIT_SECONDS:.0f}" in rules["RunWaits"]
+    assert f">= {LOOP_FAILURES}" in rules["RunRestartLoop"] and f"> {LONG_WAIT_SECONDS:.0f}" in rules["RunWaits"]
 
 
 def test_no_secret_leaves(run: Made, webhook: Webhook, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from launchyard.launcher.cli.main import cli
 from launchyard.launcher.monitor import discovery
 from launchyard.launcher.monitor.acknowledge import acknowledge
 from launchyard.launcher.monitor.discovery import Discovery, inspect_run
-from launchyard.launcher.monitor.quiet import SLACK_SECONDS, STEP_SECONDS, TIMES_STEP, Quiet
+from launchyard.launcher.monitor.quiet import LATE_STEP_SECONDS, SLACK_SECONDS, TIMES_STEP, Quiet
 from launchyard.launcher.monitor.server import Monitor, exposition
 from launchyard.launcher.monitor.tally import Tally
 from launchyard.run import layout
@@ -152,7 +152,7 @@ def test_counters_never_fall(tmp_path: Path, script: list[str | int]) -> None:
     (tmp_path / name).mkdir()
     made, tally = Made(tmp_path / name, name, clock=time.time() - 600), Tally()
     before: dict[str, int] = {}
-    for act in ["begin", *script]:
+    for act in script:
         without = [one for one in range(made.attempt + 1) if made.run.outcome(one) is None]
         if act == "begin":
             made.begin()
@@ -207,7 +207,7 @@ def test_how_long_it_may_be_silent(tmp_path: Path) -> None:
     made.event("started", step=0, resumed=False)
     assert quiet(made).limit == SLOW, "its first step may compile"
     made.steps(range(1, 20))
-    assert quiet(made).limit == pytest.approx(STEP_SECONDS + TIMES_STEP * STEP), "it trains"
+    assert quiet(made).limit == pytest.approx(LATE_STEP_SECONDS + TIMES_STEP * STEP), "it trains"
     made.event("validating", step=19)
     assert quiet(made).limit == SLOW
     made.event("validated", step=19, loss=2.0, seconds=1.0)
