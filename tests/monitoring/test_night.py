@@ -108,7 +108,7 @@ def a_night(root: Path, prometheus: str, *switches: str, **recipe: Any) -> Itera
 
 
 def test_a_run_that_fails_pages_until_somebody_knows_or_it_goes_on(tmp_path: Path, prometheus: str) -> None:
-    with a_night(tmp_path, prometheus) as night:
+    with a_night(tmp_path, prometheus, resources={"nproc_per_node": 1, "max_failures": 0}) as night:
         night.trains(0)
         assert night.prometheus.firing() <= {"Watchdog"} and night.webhook.told == []
         night.switch("fail", on=True)
