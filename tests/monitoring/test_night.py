@@ -37,7 +37,7 @@ if "LOCAL_RANK" in os.environ:
     _hang("hang-start")
 
 def on_step(row):
-    if row.step == 3 and (HERE / "die").exists():
+    if row.step >= 3 and (HERE / "die").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     if row.step >= 3 and (HERE / "fail").exists():
         raise RuntimeError("the disk of node7 is full")
@@ -150,7 +150,7 @@ def test_a_run_whose_owner_is_killed_pages_until_it_is_resumed(tmp_path: Path, p
 def test_a_loop_pages_at_the_failure_that_makes_it_one_and_ends_with_a_checkpoint(
     tmp_path: Path, prometheus: str
 ) -> None:
-    with a_night(tmp_path, prometheus, "die", checkpoint={"every_steps": 10, "snapshot_steps": 0}) as night:
+    with a_night(tmp_path, prometheus, "die", checkpoint={"every_steps": 10}) as night:
         night.live.wait(lambda: night.live.run.outcome(1) is not None, 240)
         assert "RunRestartLoop" not in night.prometheus.firing() and night.webhook.told == []
         night.pages("RunRestartLoop", 240)
@@ -169,6 +169,9 @@ def test_a_hang_pages_wherever_it_is_and_ends_with_it(tmp_path: Path, prometheus
             night.trains(0, 60)
             assert night.prometheus.firing() <= {"Watchdog"}
             assert night.live.shell("stop", "--no-wait", night.live.run.url).returncode == 0
+        if where == "validation":
+            night.live.wait(lambda: night.live.happened(0, "validating"), 240)
+            night.is_silent()  # a start may have been slow
         night.pages("RunStalled", 240)
         state = {"start": "starting", "validation": "running", "end": "saving"}[where]
         assert night.prometheus.value(f'launcher_run_state{{state="{state}"}}') == 1
