@@ -240,7 +240,7 @@ def run_directory_page() -> Iterator[str]:
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
     files = (records.Job, records.Submission, records.OutcomeRecord, records.EnvironmentRecord, records.Target)
-    for record in (*files, records.BadNodes, records.BadNode, notices.Notice):
+    for record in (*files, records.Acknowledged, records.BadNodes, records.BadNode, notices.Notice):
         yield from record_table(record)
     yield (
         "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_values_of_labels_exist(label: str, values: tuple[str, ...]) -> None:
 def test_states_that_are_asked_for_exist() -> None:
     from typing import get_args
 
-    from launchyard.launcher.monitor.discovery import RESULTS
+    from launchyard.launcher.monitor.tally import RESULTS
     from launchyard.launcher.runs.state import State
 
     allowed = {"trainer_state": STATES, "launcher_run_state": get_args(State), "launcher_run_attempts_total": RESULTS}
@@ -110,11 +111,13 @@ def test_states_that_are_asked_for_exist() -> None:
 
 # -- alerts ----------------------------------------------------------------------------------------------------------
 def test_every_alert_says_what_to_do() -> None:
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    assert repository.startswith("https://")
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("critical", "warning", "none"), name
         words = rule["annotations"]
         assert words["summary"] and words["description"].endswith("."), name
-        assert words["runbook_url"] == f"docs/guides/alerts.md#{name.lower()}"
+        assert words["runbook_url"] == f"{repository}/blob/main/docs/guides/alerts.md#{name.lower()}"
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
@@ -123,7 +126,8 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
 
 
 def test_every_alert_has_a_case_and_a_counter_case() -> None:
-    cases = [case["name"] for case in yaml.safe_load((SHIPPED / "tests/alerts.yml").read_text())["tests"]]
+    files = (SHIPPED / "tests").glob("*.yml")
+    cases = [case["name"] for path in files for case in yaml.safe_load(path.read_text())["tests"]]
     for name in alerts():
         assert any(case.startswith(f"{name} fires: ") for case in cases), name
         if name != "Watchdog":  # fires always

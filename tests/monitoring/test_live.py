@@ -67,6 +67,9 @@ class Live:
     def rows(self, attempt: int) -> list[dict[str, Any]]:
         return list(self.run.attempt_rows("steps", attempt))
 
+    def happened(self, attempt: int, event: str) -> bool:
+        return any(one["event"] == event for one in self.run.events(attempt))
+
     def wait(self, done: Any, seconds: float = 90.0) -> Any:
         end = time.monotonic() + seconds
         while not (value := done()):

@@ -181,6 +181,7 @@ def _of_launcher(name: str, kind: MetricKind, text: str, *labels: str) -> Metric
 
 
 _RUN = ("cluster", "run_id")
+_ATTEMPT = (*_RUN, "attempt")
 LAUNCHER = (
     _of_launcher("launcher_run_attempts_total", "counter", "Attempts that have ended, by how.", *_RUN, "result"),
     _of_launcher("launcher_queue_wait_seconds", "gauge", "Wait of its newest job for nodes, so far or in all.", *_RUN),
@@ -188,6 +189,20 @@ LAUNCHER = (
     _of_launcher("launcher_run_workers", "gauge", "Workers of the live attempt that should serve metrics.", *_RUN),
     _of_launcher("launcher_run_targets", "gauge", "Workers of it that are known to, and are to be scraped.", *_RUN),
     _of_launcher("launcher_run_checkpoint_step", "gauge", "Step of the newest committed checkpoint.", *_RUN),
+    _of_launcher(
+        "launcher_run_failures_since_checkpoint",
+        "gauge",
+        "Failed attempts in a row since the last checkpoint, or since somebody resumed it.",
+        *_RUN,
+    ),
+    _of_launcher("launcher_run_acknowledged", "gauge", "1 if somebody knows that it has failed, or is lost.", *_RUN),
+    _of_launcher(
+        "launcher_run_quiet_seconds",
+        "gauge",
+        "Since the newest row or event of its live attempt, by the clock of where the run lies.",
+        *_ATTEMPT,
+    ),
+    _of_launcher("launcher_run_quiet_limit_seconds", "gauge", "The most that may be, in what it does now.", *_ATTEMPT),
     _of_launcher("launcher_run_unsaved_seconds", "gauge", "Work that a sudden end would cost.", *_RUN),
     _of_launcher("launcher_run_save_interval_seconds", "gauge", "Between two saves, as the recipe wants it.", *_RUN),
     _of_launcher("launcher_run_notice_seconds", "gauge", "From a warning to the loss of the nodes, as planned.", *_RUN),

@@ -287,6 +287,22 @@ def attempts() -> list[Any]:
             low=0,
         ),
         lines(
+            "Failures since the last checkpoint",
+            "Zero. Three are a loop, and page.",
+            (f"max by (run_id) (launcher_run_failures_since_checkpoint{{{RUN}}})", "{{run_id}}"),
+            (f"max by (run_id) (launcher_run_acknowledged{{{RUN}}})", "acknowledged"),
+            low=0,
+        ),
+        lines(
+            "Without a sign",
+            "Far below its limit, which is that of what the run does: longer while it starts, saves or validates.",
+            (f"max(launcher_run_quiet_seconds{{{RUN}}})", "since the newest row or event"),
+            (f"max(launcher_run_quiet_limit_seconds{{{RUN}}})", "limit"),
+            unit="s",
+            low=0,
+            log=True,
+        ),
+        lines(
             "Agreed stops",
             "As many as the scheduler wanted; each cost no step.",
             (f"sum by (source) (trainer_preemptions_total{{{RUN}}})", "{{source}}"),
