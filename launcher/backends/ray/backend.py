@@ -40,7 +40,14 @@ _NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come afte
 
 
 # Not trusted: its table of jobs outlives the head that a job has died with (fault tolerance of the GCS), or does not.
-TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP, takes_environment=False, trusted=False)
+TRAITS = Traits(
+    title="Ray",
+    can_shrink=True,
+    notices_silence=True,
+    cancelled_reason=RAY_STOP,
+    takes_environment=False,
+    trusted=False,
+)
 
 
 # -- planning --------------------------------------------------------------------------------------------------------

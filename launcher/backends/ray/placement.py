@@ -46,10 +46,17 @@ class Reservation:
         )
 
     def node_ids(self) -> list[str]:
+        """By bundle; empty for one that Ray is moving off a node that died."""
         from ray.util import placement_group_table
 
         found: Mapping[Any, str] = placement_group_table(self.group)["bundles_to_node_id"]
-        return [str(found[index]) for index in range(self.nodes)]
+        return [str(found.get(index) or "") for index in range(self.nodes)]
+
+    def is_whole(self) -> bool:
+        """Returns True while each bundle has a node. Ray looks for another one in the place of a node that dies."""
+        from ray.util import placement_group_table
+
+        return placement_group_table(self.group).get("state") == "CREATED" and not lost_nodes(self.node_ids())
 
     def give_back(self) -> None:
         from ray.util import remove_placement_group
@@ -149,11 +156,15 @@ class _Request:
 # -- nodes ----------------------------------------------------------------------------------------------------------
 def cluster_nodes() -> list[RayNode]:
     """Every node that can be used."""
+    leaving = draining()
+    return [node for node in _living_nodes() if node.node_id not in leaving]
+
+
+def _living_nodes() -> list[RayNode]:
     import ray
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
-    leaving = draining()
     return [
         RayNode(
             node["NodeID"],
@@ -163,7 +174,7 @@ def cluster_nodes() -> list[RayNode]:
             free=free.get(node["NodeID"], {}),
         )
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
+        if node["Alive"]
     ]
 
 
@@ -181,6 +192,25 @@ def draining() -> dict[str, int]:
     from ray._private.state import state
 
     return dict(state.get_draining_nodes())
+
+
+def reserved_nodes(reservation: Reservation) -> list[RayNode]:
+    """By bundle; one that says so in the place of a node that is gone."""
+    there = {node.node_id: node for node in _living_nodes()}
+    return [there.get(one, RayNode(one, "a node", "which is gone", {}, {})) for one in reservation.node_ids()]
+
+
+def own_address() -> str:
+    """That of the node on which this process runs, as others reach it."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next(node.address for node in _living_nodes() if node.node_id == here)
+
+
+def has_room_for(bundle: dict[str, float], size: int, held: Collection[str], avoid: Collection[str]) -> bool:
+    """Returns True if so many nodes could be had at once, with those that are held already."""
+    return sum(node.node_id in held or _holds(node.free, bundle) for node in _others(avoid)) >= size
 
 
 def lost_nodes(node_ids: list[str]) -> set[str]:
