@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,7 @@ class Placed:
 class NodeAgents:
     """Those of one reservation. A node is known by its number there, which is its rank unless several were replaced."""
 
-    def __init__(
-        self, run_url: str, env: Mapping[str, str], reservation: Reservation, bundle: dict[str, float]
-    ) -> None:
+    def __init__(self, run_url: str, env: dict[str, str], reservation: Reservation, bundle: dict[str, float]) -> None:
         self.reservation = reservation
         self._run_url = run_url
         self._env = env
@@ -57,15 +55,21 @@ class NodeAgents:
         """One on each node that has none that lives. Those that did not come: number -> why; then none was begun."""
         living = {member.hello.number for member in self._hub.members()}
         missing = [number for number in range(self.reservation.nodes) if number not in living]
-        for number in missing:
+        actorless = [number for number in missing if not self._is_idle(number)]
+        for number in actorless:
             self._end(number)
-        self._placed |= self._place(missing)
-        failed = self._meet(missing, on_poll)
+        self._placed |= self._place(actorless)
+        failed = self._meet(actorless, on_poll)
         if failed:
             return failed
         for number in missing:
             self._begin(self._placed[number], number)
         return self._await(on_poll)
+
+    def _is_idle(self, number: int) -> bool:
+        """Returns True for an actor that has outlived its agent, and can start another one."""
+        placed = self._placed.get(number)
+        return placed is not None and self._ending(number) is not None and self.actor_error(number) is None
 
     def _place(self, numbers: list[int]) -> dict[int, Placed]:
         import ray
@@ -135,6 +139,16 @@ class NodeAgents:
             return None
         return self.actor_error(number) or f"its agent ended with code {ray.get(call)}"
 
+    def move(self, number: int, avoid: Collection[str]) -> bool:
+        """From its node to another one, if there is a free one; not to these."""
+        if not self.reservation.move(number, self._bundle, avoid):
+            return False
+        for member in self._hub.members():
+            if member.hello.number == number:
+                self._hub.give_up(member)
+        self._end(number, seconds=0.0)
+        return True
+
     # -- looking -------------------------------------------------------------------------------------------------------
     def actor_error(self, number: int) -> str | None:
         """Ray's word for an actor that has died."""
@@ -187,7 +201,7 @@ class NodeAgents:
         self._hub.close()
         self.reservation.give_back()
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int, *, seconds: float = END_SECONDS) -> None:
         """What is left on a node whose agent is lost, a frozen one too."""
         import ray
 
@@ -196,4 +210,4 @@ class NodeAgents:
             return
         ray.kill(placed.actor, no_restart=True)
         if placed.call is not None:
-            ray.wait([placed.call], timeout=END_SECONDS)
+            ray.wait([placed.call], timeout=seconds)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 OBEY_SECONDS = 20.0  # for an owner that was asked to end, before Ray ends it
 CANCEL_SECONDS = 60.0
-STEP_SECONDS = 60.0
+STEP_SECONDS = 120.0  # for a short job on a node; Ray starts three processes for it
 _NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after the output of the entrypoint
 
 

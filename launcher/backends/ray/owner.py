@@ -23,7 +23,7 @@ from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AGENT_LOST, NODE_BAD, NODE_LOST, NODE_SILENT
 from launchyard.launcher.agent.root_cause import LOST_PEER, NO_OUTCOME, find_cause
-from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
+from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.ray.agents import NodeAgents
 from launchyard.launcher.backends.ray.placement import (
@@ -40,7 +40,6 @@ from launchyard.run.records import BadNode, Job, OutcomeRecord, Shape, Submissio
 from launchyard.run.rundir import RunDir
 
 NOTICE_SECONDS = 1.0  # for Ray to learn of a node's death, after that of its agent
-REPLACE_SECONDS = 5.0  # for a node in the place of one that died; then others may have ours, too, and we ask anew
 DRAIN_SECONDS = 1.0
 ACCEPT_SECONDS = 60.0  # for the launcher to record that Ray has taken the job
 
@@ -90,9 +89,9 @@ class InCluster:
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
     def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
-        """Nodes for the next attempt, as many as there are: those of the last one where they will do, for their agents
-        are there still. None if a stop is requested meanwhile."""
-        if self._agents is not None and not self._can_stay(self._agents.reservation, goes_on):
+        """Nodes for the next attempt, as many as there are: those that we have stay, for their agents are
+        there. None if a stop is requested meanwhile."""
+        if self._agents is not None and not self._can_stay(self._agents):
             self.leave()
         if self._agents is None:
             reservation = self._reserve(goes_on)
@@ -101,21 +100,15 @@ class InCluster:
             self._agents = NodeAgents(self._run.url, self._submission.env, reservation, self._bundle)
         return self._submission.shape.model_copy(update={"nnodes": self._agents.reservation.nodes})
 
-    def _can_stay(self, reservation: Reservation, goes_on: Callable[[], bool]) -> bool:
-        """Returns True if our nodes are all there, or are soon, none of them is to be left, and no more can be had."""
-        held = set(reservation.node_ids())
+    def _can_stay(self, agents: NodeAgents) -> bool:
+        """Returns True if no more nodes can be had than we have, and others are in the place of those to be left."""
         bad = self._bad_nodes()
-        if held & (set(bad) | draining().keys()):
+        held = agents.reservation.node_ids()
+        left = {*bad, *draining(), *lost_nodes(held)}
+        larger = [size for size in self._sizes if size > len(held)]
+        if larger and has_room_for(self._bundle, min(larger), set(held) - left, left):
             return False
-        larger = [size for size in self._sizes if size > reservation.nodes]
-        if larger and has_room_for(self._bundle, min(larger), held, bad):
-            return False
-        until = time.monotonic() + REPLACE_SECONDS
-        while not reservation.is_whole():
-            if time.monotonic() > until or not goes_on():
-                return False
-            time.sleep(POLL_SECONDS)
-        return True
+        return all(agents.move(number, left) for number, node in enumerate(held) if node in left)
 
     def _reserve(self, goes_on: Callable[[], bool]) -> Reservation | None:
         def on_wait(reason: str) -> None:

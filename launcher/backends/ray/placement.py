@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launchyard.host.processes import wait_until
+
 POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
 WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
@@ -32,36 +34,73 @@ class RayNode:
 
 
 class Reservation:
-    """A placement group that is there: its bundle number i is on the i-th node."""
+    """Bundles on different nodes, each in a placement group: at first all in one, later some in others.
 
-    def __init__(self, group: Any, nodes: int) -> None:
-        self.group = group
+    `pinned`: each bundle is for one certain node, so Ray does not look for another one when that dies. A group can only
+    be given back as a whole, and with it goes what runs in it.
+    """
+
+    def __init__(self, group: Any, nodes: int, *, pinned: bool) -> None:
         self.nodes = nodes
+        self.pinned = pinned
+        self._bundles = [(group, index) for index in range(nodes)]
+        self._left = list[Any]()  # groups in which some bundles are not used any more
 
-    def strategy(self, index: int) -> Any:
+    def strategy(self, number: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        group, index = self._bundles[number]
         return PlacementGroupSchedulingStrategy(
-            self.group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+            group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
         )
 
     def node_ids(self) -> list[str]:
-        """By bundle; empty for one that Ray is moving off a node that died."""
-        from ray.util import placement_group_table
+        """By number; empty for one that Ray knows to be dead."""
+        return [str(_table(group).get("bundles_to_node_id", {}).get(index) or "") for group, index in self._bundles]
 
-        found: Mapping[Any, str] = placement_group_table(self.group)["bundles_to_node_id"]
-        return [str(found.get(index) or "") for index in range(self.nodes)]
+    def is_there(self) -> bool:
+        """Returns True once every bundle has got its node."""
+        return all(_table(group).get("state") == "CREATED" for group in self._groups())
 
-    def is_whole(self) -> bool:
-        """Returns True while each bundle has a node. Ray looks for another one in the place of a node that dies."""
-        from ray.util import placement_group_table
-
-        return placement_group_table(self.group).get("state") == "CREATED" and not lost_nodes(self.node_ids())
+    def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
+        """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
+        free = _free_nodes(bundle, {*self.node_ids(), *avoid})
+        if not self.pinned or not free:
+            return False
+        taken = _ask_for(bundle, free[:1])
+        if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
+            taken.give_back()
+            return False
+        self._left.append(self._bundles[number][0])
+        self._bundles[number] = taken._bundles[0]
+        return True
 
     def give_back(self) -> None:
         from ray.util import remove_placement_group
 
-        remove_placement_group(self.group)
+        for group in [*self._groups(), *self._left]:
+            remove_placement_group(group)
+
+    def _groups(self) -> list[Any]:
+        found = list[Any]()
+        for group, _ in self._bundles:
+            if not any(group is known for known in found):
+                found.append(group)
+        return found
+
+
+def _table(group: Any) -> dict[str, Any]:
+    from ray.util import placement_group_table
+
+    return dict(placement_group_table(group))
+
+
+def _ask_for(bundle: dict[str, float], nodes: list[RayNode]) -> Reservation:
+    """Of these nodes. Ray has no word for that, but each node has a resource with its own name, `node:ADDRESS`."""
+    from ray.util import placement_group
+
+    bundles = [{**bundle, f"node:{node.address}": A_BIT} for node in nodes]
+    return Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), len(nodes), pinned=True)
 
 
 def reserve_nodes(
@@ -111,10 +150,7 @@ def _tries(sizes: list[int], wait_seconds: float) -> Iterator[tuple[int, float]]
 
 
 class _Request:
-    """A placement group that is asked for: of any nodes, or, where some are left out, of free ones chosen here.
-
-    Ray cannot leave out nodes, but each has a resource with its own name, `node:ADDRESS`.
-    """
+    """Nodes that are asked for: free ones chosen here, or, while there are too few of them, any that Ray may find."""
 
     def __init__(self, bundle: dict[str, float], size: int, avoid: Collection[str]) -> None:
         self._bundle = bundle
@@ -126,11 +162,10 @@ class _Request:
 
     def find(self) -> Reservation | None:
         """Returns the nodes once they are there."""
-        from ray.util import placement_group_table
-
-        if self._found is not None and placement_group_table(self._found.group).get("state") == "CREATED":
+        if self._found is not None and self._found.is_there():
             return self._found
-        if self._avoid and (self._found is None or time.monotonic() - self._asked_at > CHOICE_SECONDS):
+        is_late = time.monotonic() - self._asked_at > CHOICE_SECONDS
+        if self._found is None or (self._found.pinned and is_late):
             self.withdraw()
             self._ask()
         return None
@@ -143,14 +178,13 @@ class _Request:
     def _ask(self) -> None:
         from ray.util import placement_group
 
-        bundles = [dict(self._bundle) for _ in range(self._size)]
-        if self._avoid:
-            free = [node for node in _others(self._avoid) if _holds(node.free, self._bundle)]
-            if len(free) < self._size:
-                return
-            bundles = [{**self._bundle, f"node:{node.address}": A_BIT} for node in free[: self._size]]
-        self._found = Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), self._size)
+        free = _free_nodes(self._bundle, self._avoid)
         self._asked_at = time.monotonic()
+        if len(free) >= self._size:
+            self._found = _ask_for(self._bundle, free[: self._size])
+        elif not self._avoid:
+            group = placement_group([dict(self._bundle) for _ in range(self._size)], strategy="STRICT_SPREAD")
+            self._found = Reservation(group, self._size, pinned=False)
 
 
 # -- nodes ----------------------------------------------------------------------------------------------------------
@@ -180,6 +214,12 @@ def _living_nodes() -> list[RayNode]:
 
 def _others(avoid: Collection[str]) -> list[RayNode]:
     return [node for node in cluster_nodes() if node.node_id not in avoid]
+
+
+def _free_nodes(bundle: dict[str, float], avoid: Collection[str]) -> list[RayNode]:
+    """Those with GPUs that nobody asks for last."""
+    free = [node for node in _others(avoid) if _holds(node.free, bundle)]
+    return sorted(free, key=lambda node: node.total.get("GPU", 0) > 0 and "GPU" not in bundle)
 
 
 def enough_without(avoid: Collection[str], bundle: dict[str, float], size: int) -> bool:

@@ -13,26 +13,15 @@ class _Group:
         self.bundles, self.node_ids = bundles, list[str]()
 
     def place(self) -> bool:
-        """All bundles at first; later those of nodes that have died, as far as others are free."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        lost = [number for number, node in enumerate(self.node_ids) if node not in alive]
-        chosen = self._choose([self.bundles[number] for number in lost] if self.node_ids else self.bundles)
-        if not self.node_ids and len(chosen) == len(self.bundles):
-            self.node_ids = chosen
-        elif lost and len(chosen) == len(lost):
-            for number, node in zip(lost, chosen, strict=True):
-                self.node_ids[number] = node
-            lost = []
-        return bool(self.node_ids) and not lost
-
-    def _choose(self, bundles: list[dict[str, float]]) -> list[str]:
-        free, leaving = available_resources_per_node(), state.get_draining_nodes()
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-        chosen = list[str]()
-        for bundle in bundles:
-            fit = (one for one in alive if all(free[one].get(key, 0) >= n for key, n in bundle.items()))
-            chosen += [one for one in fit if one not in [*chosen, *self.node_ids]][:1]
-        return chosen
+        if not self.node_ids:
+            free, leaving = available_resources_per_node(), state.get_draining_nodes()
+            alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+            chosen = list[str]()
+            for bundle in self.bundles:
+                fit = (one for one in alive if all(free[one].get(key, 0) >= n for key, n in bundle.items()))
+                chosen += [one for one in fit if one not in chosen][:1]
+            self.node_ids = chosen if len(chosen) == len(self.bundles) else []
+        return bool(self.node_ids)
 
 
 def placement_group(bundles: list[dict[str, float]], *, strategy: str) -> _Group:
