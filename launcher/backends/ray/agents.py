@@ -28,7 +28,7 @@ NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15
 
 
 @dataclass
-class Placed:
+class OnNode:
     """What there is on one reserved node. `call`: the actor's that lasts as long as its agent."""
 
     actor: Any
@@ -48,7 +48,7 @@ class NodeAgents:
         self._secret = secrets.token_hex(32)
         self._hub = Hub(self._secret, host=own_address())
         self.crew = Crew(self._hub, nodes=reservation.nodes, total=reservation.nodes)
-        self._placed: dict[int, Placed] = {}
+        self._placed: dict[int, OnNode] = {}
 
     # -- starting ------------------------------------------------------------------------------------------------------
     def start(self, on_poll: Callable[[], None]) -> dict[int, str]:
@@ -71,7 +71,7 @@ class NodeAgents:
         placed = self._placed.get(number)
         return placed is not None and self._ending(number) is not None and self.actor_error(number) is None
 
-    def _place(self, numbers: list[int]) -> dict[int, Placed]:
+    def _place(self, numbers: list[int]) -> dict[int, OnNode]:
         import ray
 
         nodes = reserved_nodes(self.reservation)
@@ -82,7 +82,7 @@ class NodeAgents:
         options = {**amounts, "resources": share, "max_restarts": 0, "runtime_env": {"env_vars": NOT_NICE}}
         kind = ray.remote(NodeActor)
         return {
-            number: Placed(
+            number: OnNode(
                 kind.options(**options, scheduling_strategy=self.reservation.strategy(number)).remote(), nodes[number]
             )
             for number in numbers
@@ -111,7 +111,7 @@ class NodeAgents:
                 failed[number] = first_line(str(error))
         return failed
 
-    def _begin(self, placed: Placed, number: int) -> None:
+    def _begin(self, placed: OnNode, number: int) -> None:
         who = [f"--place={placed.node}", f"--number={number}", f"--host={placed.node.address}"]
         env = {**self._env, HUB: self._hub.address, HUB_SECRET: self._secret}
         placed.call = placed.actor.run.remote([*agent_words(self._run_url), *who], env)
@@ -170,7 +170,7 @@ class NodeAgents:
         """Returns True once its actor was there."""
         return self._placed[number].pid != 0
 
-    def facts(self) -> list[dict[str, Any]]:
+    def facts(self) -> list[dict[str, str | int]]:
         """For those who want to reach a node: who takes part, by rank."""
         taken: dict[int, Hello] = dict(enumerate(self.crew.taken()))
         return [

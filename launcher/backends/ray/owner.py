@@ -205,7 +205,7 @@ class Attempt:
         leaving = draining()
         ours = [node for node in self._agents.facts() if node["node_id"] in leaving]
         for node in ours:
-            deadline = leaving[node["node_id"]] / 1000
+            deadline = leaving[str(node["node_id"])] / 1000
             left = f", in {max(0.0, deadline - time.time()):.0f} s" if 0 < deadline < 1e12 else ""
             log_line(f"{node['host']} is about to be taken{left}: saving")
         return bool(ours)

@@ -56,11 +56,11 @@ class Reservation:
 
     def node_ids(self) -> list[str]:
         """By number; empty for one that Ray knows to be dead."""
-        return [str(_table(group).get("bundles_to_node_id", {}).get(index) or "") for group, index in self._bundles]
+        return [_nodes_of(group).get(index, "") for group, index in self._bundles]
 
     def is_there(self) -> bool:
         """Returns True once every bundle has got its node."""
-        return all(_table(group).get("state") == "CREATED" for group in self._groups())
+        return all(_is_there(group) for group in self._groups())
 
     def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
         """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
@@ -81,18 +81,26 @@ class Reservation:
         for group in [*self._groups(), *self._left]:
             remove_placement_group(group)
 
-    def _groups(self) -> list[Any]:
-        found = list[Any]()
+    def _groups(self) -> list[object]:
+        found = list[object]()
         for group, _ in self._bundles:
             if not any(group is known for known in found):
                 found.append(group)
         return found
 
 
-def _table(group: Any) -> dict[str, Any]:
+def _is_there(group: object) -> bool:
     from ray.util import placement_group_table
 
-    return dict(placement_group_table(group))
+    return bool(placement_group_table(group).get("state") == "CREATED")
+
+
+def _nodes_of(group: object) -> dict[int, str]:
+    """By bundle, without those of dead nodes."""
+    from ray.util import placement_group_table
+
+    found: Mapping[int, object] = placement_group_table(group).get("bundles_to_node_id", {})
+    return {index: str(node) for index, node in found.items() if node}
 
 
 def _ask_for(bundle: dict[str, float], nodes: list[RayNode]) -> Reservation:
