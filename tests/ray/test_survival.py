@@ -141,10 +141,12 @@ def on_step(row):
 def test_a_killed_worker_costs_no_agent_and_no_checkpoint(code: str, place: Site) -> None:
     """Memory alone holds the steps; the agents are the same, and torchrun is the one that stood by."""
     words = [FOREVER, "checkpoint.every_steps=100000", "checkpoint.snapshot_steps=5"]
+    mine = place.here / "mine.py"
     if code == "own":
-        (place.here / "mine.py").write_text(OWN_CODE)
+        mine.write_text(OWN_CODE)
         words.append("code=mine.py")
     run = place.launch("run", *words)
+    mine.unlink(missing_ok=True)  # the run has its own
     run.steps(12)
     run.wait(lambda: len(run.standing_by()) == 2, 90)
     agents = [run.agent(rank) for rank in range(2)]
@@ -160,6 +162,8 @@ def test_a_killed_worker_costs_no_agent_and_no_checkpoint(code: str, place: Site
     assert (started["source"], run.saved(0)) == ("memory", [])
     assert [run.agent(rank, attempt=1) for rank in range(2)] == agents
     assert run.cluster.site.dashboard.logs(run.job).count("attempt 1 begins with the torchrun that stood by") == 2
+    if code == "own":
+        mine.write_text(OWN_CODE)
     made = history(run.run)
     assert made == history(on_one_machine(place, len(made), *words, workers=2))[: len(made)]
 

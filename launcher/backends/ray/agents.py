@@ -21,7 +21,7 @@ from launchyard.launcher.backends.ray.request import agent_words
 from launchyard.launcher.format import first_line
 
 START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
-CONNECT_SECONDS = 60.0  # for their agents
+CONNECT_SECONDS = 120.0  # for their agents
 END_SECONDS = 5.0  # for an actor that was killed, and for agents that were told to leave
 POLL_SECONDS = 0.1
 NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15, and their children inherit it

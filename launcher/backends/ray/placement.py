@@ -44,7 +44,7 @@ class Reservation:
         self.nodes = nodes
         self.pinned = pinned
         self._bundles = [(group, index) for index in range(nodes)]
-        self._left = list[Any]()  # groups in which some bundles are not used any more
+        self._groups = [group]
 
     def strategy(self, number: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -59,8 +59,8 @@ class Reservation:
         return [_nodes_of(group).get(index, "") for group, index in self._bundles]
 
     def is_there(self) -> bool:
-        """Returns True once every bundle has got its node."""
-        return all(_is_there(group) for group in self._groups())
+        """Returns True once every bundle has got its node; asked at the beginning."""
+        return all(_is_there(group) for group in self._groups)
 
     def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
         """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
@@ -71,22 +71,15 @@ class Reservation:
         if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
             taken.give_back()
             return False
-        self._left.append(self._bundles[number][0])
+        self._groups += taken._groups
         self._bundles[number] = taken._bundles[0]
         return True
 
     def give_back(self) -> None:
         from ray.util import remove_placement_group
 
-        for group in [*self._groups(), *self._left]:
+        for group in self._groups:
             remove_placement_group(group)
-
-    def _groups(self) -> list[object]:
-        found = list[object]()
-        for group, _ in self._bundles:
-            if not any(group is known for known in found):
-                found.append(group)
-        return found
 
 
 def _is_there(group: object) -> bool:
