@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from launchyard.host.devices import Device
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapt.targets import prompted, scaled, updates
 from launchyard.model.adapter import LOW_RANK, Adapter
@@ -53,7 +54,6 @@ def logit_rows(vocab_size: int, device: str) -> int:
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
-Device = Literal["cpu", "cuda"]
 Checkpointing = Literal["none", "full", "op"]
 
 

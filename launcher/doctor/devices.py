@@ -127,6 +127,6 @@ def _device_finding(device: DeviceFacts) -> Finding:
         return Finding(what="GPU", level="ok", found=found)
     fix = {
         "rocm": "try train.device=cuda, torch's name for it, with a short run; train.device=cpu is tried",
-        "mps": "train.device=cpu; training on Apple's GPUs is not supported yet",
+        "mps": "try train.device=mps with a short run; train.device=cpu is tried",
     }
     return Finding(what="GPU", level="warning", found=f"{found} · {UNTRIED}", fix=fix[device.kind])

@@ -67,7 +67,7 @@ def test_a_full_gpu_is_named_all_the_same() -> None:
     ("torch", "names", "fix"),
     [
         (torch_with(hip="7.1"), ["AMD, by ROCm", "AMD, by ROCm"], "train.device=cuda"),
-        (torch_with(mps=True), ["Apple, by MPS"], "train.device=cpu"),
+        (torch_with(mps=True), ["Apple, by MPS"], "train.device=mps"),
     ],
 )
 def test_what_nobody_has_run_is_marked(torch: Any, names: list[str], fix: str) -> None:
