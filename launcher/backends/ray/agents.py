@@ -23,6 +23,7 @@ from launchyard.launcher.format import first_line
 START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
 CONNECT_SECONDS = 120.0  # for their agents
 END_SECONDS = 5.0  # for an actor that was killed, and for agents that were told to leave
+NEWS_SECONDS = {True: 1.0, False: 20.0}  # if Ray knows an actor to be dead already, and if it does not
 POLL_SECONDS = 0.1
 NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15, and their children inherit it
 
@@ -152,6 +153,10 @@ class NodeAgents:
     # -- looking -------------------------------------------------------------------------------------------------------
     def actor_error(self, number: int) -> str | None:
         """Ray's word for an actor that has died."""
+        error = self._error(number)
+        return None if error is None else first_line(str(error))
+
+    def _error(self, number: int) -> Exception | None:
         import ray
 
         call = self._placed[number].call
@@ -160,8 +165,19 @@ class NodeAgents:
         try:
             ray.get(call)
         except ray.exceptions.RayError as error:
-            return first_line(str(error))
+            found: Exception = error
+            return found
         return None
+
+    def seconds_to_news(self, number: int) -> float:
+        """For Ray to learn of the death of a node whose agent is gone; none if its actor lives."""
+        import ray
+
+        if self._is_idle(number):
+            return 0.0
+        error = self._error(number)
+        is_dead = error is not None and not isinstance(error, ray.exceptions.ActorUnavailableError)
+        return NEWS_SECONDS[is_dead]
 
     def node(self, number: int) -> RayNode:
         return self._placed[number].node

@@ -39,7 +39,7 @@ from launchyard.run import layout
 from launchyard.run.records import BadNode, Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
-NOTICE_SECONDS = 1.0  # for Ray to learn of a node's death, after that of its agent
+NEWS_SECONDS = 30.0  # at most, for Ray to learn of a node's death after that of its agent
 DRAIN_SECONDS = 1.0
 ACCEPT_SECONDS = 60.0  # for the launcher to record that Ray has taken the job
 
@@ -234,8 +234,14 @@ class Attempt:
     def _loss(self) -> tuple[str, str]:
         """Tells the loss of a node from that of its agent. Ray may learn of a node's death a little later."""
         ids = [node.node_id for node in self.lost.values()]
-        silent = any(member.lost == "silent" for member in self._ending.lost.values())
-        wait_until(lambda: bool(lost_nodes(ids)), seconds=0.0 if silent else NOTICE_SECONDS, every=0.3)
+        began = time.monotonic()
+
+        def is_known() -> bool:
+            left = [member.hello.number for member in self._ending.lost.values() if member.lost == "gone"]
+            patience = max((self._agents.seconds_to_news(number) for number in left), default=0.0)
+            return bool(lost_nodes(ids)) or time.monotonic() - began > patience
+
+        wait_until(is_known, seconds=NEWS_SECONDS, every=0.3)
         dead = lost_nodes(ids)
         gone = {rank: node for rank, node in self.lost.items() if node.node_id in dead}
         if gone:
