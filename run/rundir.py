@@ -275,12 +275,12 @@ class RunDir:
     def attempts(self) -> list[int]:
         """Claimed attempts, oldest first."""
         numbers = [int(name) for name in self.listdir(layout.ATTEMPTS) if name.isdigit()]
-        claimed = [n for n in numbers if self._is_claimed(n)]
-        while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
+        claimed = [n for n in numbers if self.is_claimed(n)]
+        while self.is_claimed(after := claimed[-1] + 1 if claimed else 0):
             claimed.append(after)  # a store's listing may lag
         return claimed
 
-    def _is_claimed(self, attempt: int) -> bool:
+    def is_claimed(self, attempt: int) -> bool:
         return self.exists(layout.job(attempt))
 
     def job(self, attempt: int) -> Job:
