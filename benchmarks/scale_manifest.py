@@ -31,13 +31,13 @@ FIGURES = {
     "heard by rank 0 at the first save": "MB",
     "heard by rank 0 at each further one": "MB",
     "memory of rank 0, first save": "MB",
-    "joining, once a run": "seconds",
-    "commit without the store": "seconds",
+    "joining, once an attempt": "CPU s",
+    "commit without the store": "CPU s",
     "broadcast to each rank at a load": "MB",
     "memory of a rank, load": "MB",
-    "finding its pieces, load": "seconds",
+    "finding its pieces, load": "CPU s",
     "memory of a rank, load by 3/4 as many": "MB",
-    "finding its pieces, by 3/4 as many": "seconds",
+    "finding its pieces, by 3/4 as many": "CPU s",
 }
 _BLOCK = {
     "attn.q_proj.weight": (DIM, DIM), "attn.k_proj.weight": (KV, DIM), "attn.v_proj.weight": (KV, DIM),
@@ -100,13 +100,13 @@ def resident() -> float:
 
 
 def peak_of(action: Any) -> tuple[Any, float, float]:
-    """The value of an action, its seconds, and the most memory above that of its beginning, in MB."""
+    """The value of an action, its CPU seconds, and the most memory above that of its beginning, in MB."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
-    began = time.perf_counter()
+    began = time.process_time()
     value = action()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
     return value, seconds, max(0.0, peak / MB - before)
@@ -148,7 +148,7 @@ def _save(folder: str, ranks: int) -> dict[str, list[float]]:
         "heard by rank 0 at the first save": [(sum(map(len, words)) + entry_bytes) / MB],
         "heard by rank 0 at each further one": [entry_bytes / MB],
         "memory of rank 0, first save": [(sum(map(len, words)) + 2 * entry_bytes) / MB + memory + sealing],
-        "joining, once a run": [joining],
+        "joining, once an attempt": [joining],
         "commit without the store": [commit],
     }
 
