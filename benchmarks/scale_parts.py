@@ -20,8 +20,9 @@ import scale_manifest
 import torch
 
 from launchyard.host.locks import try_lock
+from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.registry import register
-from launchyard.launcher.runs.state import overview, state_of
+from launchyard.launcher.runs.state import state_of
 from launchyard.run import events, layout
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir

@@ -18,7 +18,8 @@ from launchyard.launcher.cli.completion import complete_cluster, complete_pair, 
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
-from launchyard.launcher.runs.state import RunState, overview, state_of
+from launchyard.launcher.runs.overview.states import overview
+from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
