@@ -24,6 +24,7 @@ from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run import events, layout
+from launchyard.run.look import look_at
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -95,11 +96,15 @@ def make_run(url: str, *, attempts: int, checkpoints: int) -> RunDir:
             rows.append(row_of(step, attempt))
             saver.save(step, shards_of(), {"step": step}, "permanent")
         saver.wait(must_succeed=True)
+        told.append({"event": events.FINISHED, "step": step, "time": float(step)})
         write_lines(run, layout.events(attempt), told)
         write_lines(run, layout.rows(layout.STEPS, attempt), rows)
-        record = OutcomeRecord(outcome="stopped", reason="stop", attempt=attempt, step=step, time=float(step))
+        record = OutcomeRecord(
+            outcome="stopped", reason="stop", attempt=attempt, step=step, time=float(step),
+            checkpoint=run.checkpoint_dir(step),
+        )  # fmt: skip
         run.write_outcome(record)
-        run.write_outcome(record, of_run=True)
+    run.write_outcome(record, of_run=True)
     return run
 
 
@@ -207,36 +212,50 @@ def resume(folder: Path) -> Iterator[Grown]:
 
 
 def status(folder: Path) -> Iterator[Grown]:
-    """Requests of `launch status RUN` in S3, by attempts and by checkpoints."""
+    """Requests of `launch status RUN` in S3, by attempts and by checkpoints, of a run that is over or lives."""
     with an_s3_server(folder) as bucket:
         for what, sizes in (("attempts", (3, 30)), ("checkpoints", (10, 100))):
-            counts = []
+            over, alive = [], []
             for size in sizes:
                 attempts = size if what == "attempts" else 2
                 checkpoints = size if what == "checkpoints" else 30
                 run = make_run(f"{bucket.url}/{what}-{size}", attempts=attempts, checkpoints=checkpoints)
-                with counted_requests() as heard:
-                    state = state_of(RunDir(run.url))
-                assert state.checkpoint == checkpoints * EVERY, state
-                counts.append(len(heard))
-                if os.environ.get("SHOW"):
-                    print("\n".join(heard[:60]))
-            yield Grown(f"launch status RUN, {what}", "requests", sizes, counts)
+                over.append(requests_of_status(run, checkpoints * EVERY))
+                run.remove(layout.OUTCOME)
+                run.write_json(layout.heartbeat(attempts - 1), {"time": time.time(), "host": "elsewhere", "pid": 1})
+                written = run.events(attempts - 1)[:-1]
+                write_lines(run, layout.events(attempts - 1), written)  # it has not finished
+                alive.append(requests_of_status(run, checkpoints * EVERY))
+            yield Grown(f"launch status RUN, over, {what}", "requests", sizes, over)
+            yield Grown(f"launch status RUN, alive, {what}", "requests", sizes, alive)
+
+
+def requests_of_status(run: RunDir, checkpoint: int) -> int:
+    with counted_requests() as heard:
+        state = state_of(look_at(RunDir(run.url)))
+    assert state.checkpoint == checkpoint, state
+    if os.environ.get("SHOW"):
+        print("\n".join([state.state, *heard]))
+    return len(heard)
 
 
 def runs(folder: Path) -> Iterator[Grown]:
     """`launch status` of all runs of an account that are over, on this disk."""
     sizes = (1000, 10_000)
-    seconds, first = [], []
+    seconds, first, cpu = [], [], []
     for size in sizes:
         os.environ["XDG_STATE_HOME"] = str(folder / f"state-{size}")
+        os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{size}")
         for number in range(size):
             finished_run(str(folder / f"runs-{size}"), f"made-{number:05d}")
         first.append(least_seconds(overview, times=1))
+        began = time.process_time()
         seconds.append(least_seconds(overview, times=2))
+        cpu.append((time.process_time() - began) / 2)
         assert [state.state for state in overview()] == ["completed"] * size
     yield Grown("launch status, the first time", "seconds", sizes, first)
     yield Grown("launch status, then", "seconds", sizes, seconds)
+    yield Grown("launch status, then", "CPU s", sizes, cpu)
 
 
 def finished_run(folder: str, run_id: str) -> None:

@@ -37,20 +37,23 @@ class RunCheckpoints:
 
     def counting(self) -> Iterator[int]:
         """Steps of the checkpoints that count, newest first."""
-        for step in self.steps():
-            try:
-                counts = not self.late(step)
-            except FileNotFoundError:  # removed since it was listed
-                continue
-            if counts:
-                yield step
+        yield from (step for step in self._listed() if self.counts(step))
+
+    def counts(self, step: int) -> bool:
+        """Does a checkpoint exist, and count?"""
+        try:
+            return not self.late(step)
+        except FileNotFoundError:
+            return False
 
     def steps(self) -> Iterator[int]:
         """Steps of all checkpoints that exist, also of those that do not count; newest first."""
+        yield from (step for step in self._listed() if self._run.exists(layout.manifest(step)))
+
+    def _listed(self) -> list[int]:
+        """Steps that have a folder, and perhaps a checkpoint; newest first."""
         found = {layout.checkpoint_step(name) for name in self._run.listdir(layout.CHECKPOINTS)} | self._latest_step()
-        for step in sorted((step for step in found if step is not None), reverse=True):
-            if self._run.exists(layout.manifest(step)):
-                yield step
+        return sorted((step for step in found if step is not None), reverse=True)
 
     def late(self, step: int) -> str:
         """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
@@ -189,7 +192,9 @@ def best_checkpoint(run: RunDir, *, metric: str, high: bool) -> int | None:
 
 def newest_checkpoint(run: RunDir) -> int | None:
     """Step of the newest checkpoint that counts; None without one."""
-    return RunCheckpoints(run).newest()
+    checkpoints = RunCheckpoints(run)
+    told = run.told_checkpoint()
+    return told if told is not None and checkpoints.counts(told) else checkpoints.newest()
 
 
 def committed_steps(run: RunDir) -> list[int]:

@@ -415,7 +415,15 @@ class RunDir:
         """Returns the events of rank 0: {"event": …, "time": …, …}, see run/events.py."""
         folder = self.attempt_dir(attempt)
         names = [name for name in self.listdir(folder) if layout.is_grown(name, layout.EVENTS)]
-        return [event for name in names for event in self._lines_of(f"{folder}/{name}", is_event)]
+        return [event for name in names for event in self.events_in(f"{folder}/{name}")]
+
+    def events_in(self, name: str) -> list[JsonObject]:
+        """Those in one file."""
+        return self._lines_of(name, is_event)
+
+    def told_checkpoint(self) -> int | None:
+        """The step of the newest checkpoint, where its records are taken at their word: see run/look.py."""
+        return None
 
     def starts(self) -> dict[int, int]:
         """The step from which each attempt went on that got so far, oldest attempt first."""

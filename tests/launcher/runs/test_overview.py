@@ -38,9 +38,8 @@ def ended(folder: Path, run_id: str, *, seconds_ago: float = 1000.0) -> RunDir:
     run.write_json(layout.PLAN, {"run_id": run_id, "name": "over", "scheduler": "local", "max_steps": 20})
     claim(run, 0)
     for step in (10, 20):
-        run.write_text(
-            layout.manifest(step), '{"format":2,"step":%d,"attempt":0,"world_size":1,"kind":"permanent"' % step
-        )
+        head = {"format": 2, "step": step, "attempt": 0, "world_size": 1, "kind": "permanent"}
+        run.write_text(layout.manifest(step), json.dumps(head, separators=(",", ":")))
     ago = time.time() - seconds_ago
     record = OutcomeRecord(outcome="stopped", reason="stop", attempt=0, step=20, time=ago)
     run.write_outcome(record)
