@@ -170,4 +170,4 @@ def test_small_tensors_share_a_request(s3: Bucket, proxy: FaultProxy) -> None:
     assert checkpointer(run).load_newest(shards(*whole)) is not None
     asked = proxy.requests(where(method="GET", key=r"safetensors$"))
     assert len(shards(*whole)) > 60
-    assert len(asked) == 2, "the header, and 12 MB of pieces that lie together"
+    assert len(asked) == 3, "the header, the hashes, and 12 MB of pieces that lie together"
