@@ -1,5 +1,6 @@
 # launchyard as a container: `make image`, then
 #     docker run --rm -v "$PWD:/workspace" launchyard:local --local            (with GPUs: --gpus all --ipc host)
+# and, with Ray and S3, for the pods of a Ray cluster: `make image-ray`, docs/guides/kuberay.md.
 #
 # The base is pinned by version. A digest pins it harder; put the one that your registry shows behind the tag
 # (python:3.11.13-slim-bookworm@sha256:…), it differs between mirrors and is therefore not written here.
@@ -37,6 +38,28 @@ RUN pip install -c constraints.txt --no-deps --no-build-isolation . \
 # Nothing may be here that the pins do not name.
 RUN ! pip freeze --exclude launchyard | sed 's/+cpu$//' \
     | grep --invert-match --line-regexp --ignore-case --fixed-strings --file constraints.txt
+
+# The same with what a node of Ray needs, its runs in S3.
+FROM build AS build-ray
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+        print(*p['ray'], *p['s3'], sep='\n')" > requirements-ray.txt \
+    && pip install -c constraints.txt -r requirements-ray.txt \
+    && pip check \
+    && ray --version
+RUN ! pip freeze --exclude launchyard | sed 's/+cpu$//' \
+    | grep --invert-match --line-regexp --ignore-case --fixed-strings --file constraints.txt
+
+# KubeRay asks Ray's health by wget, and KubeRay until 1.3 starts its commands in a login shell, which sets PATH anew.
+FROM python:${PYTHON} AS ray
+RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && echo 'export PATH=/opt/launchyard/bin:$PATH' > /etc/profile.d/launchyard.sh
+COPY --from=build-ray /opt/launchyard /opt/launchyard
+RUN useradd --create-home --uid 10001 launchyard && install -d -o launchyard /workspace
+ENV PATH=/opt/launchyard/bin:$PATH PYTHONUNBUFFERED=1
+USER launchyard
+WORKDIR /workspace
+HEALTHCHECK NONE
+CMD ["launch", "--help"]
 
 FROM python:${PYTHON}
 COPY --from=build /opt/launchyard /opt/launchyard

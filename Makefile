@@ -16,7 +16,7 @@ SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address an
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 7,10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-documents test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench peers docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-documents test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench peers docs image image-ray clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -128,6 +128,9 @@ dashboards: setup-dev ## Write the Grafana dashboards anew from their builder
 
 image: ## Build the container image launchyard:local
 	docker build --tag launchyard:local $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+image-ray: ## Build launchyard:ray, for the pods of a Ray cluster on Kubernetes
+	docker build --target ray --tag launchyard:ray $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
 
 clean: ## Remove .venv, caches and builds; runs stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -42,6 +42,9 @@ class Look(RunDir):
             raise FileNotFoundError(2, "No such file", self.path(name))
         return raw
 
+    def blocks(self, name: str) -> list[bytes]:
+        return [self.read_bytes(name)]
+
     def _bytes(self, name: str) -> bytes | None:
         if name not in self._found:
             try:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from launchyard.storage import files, layouts
+from launchyard.storage.at_once import at_once
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.storage.layouts import HASH_BYTES, Extent, FilePlaces, Layout, Part
 from launchyard.storage.safetensors import DTYPE_BYTES, torch_dtype
@@ -243,20 +244,24 @@ def check_file(folder: str, name: str, entry: FileEntry) -> bytes:
     path = f"{folder}/{name}"
 
     def check() -> bytes:
+        found = dict[str, bytes]()
         try:
-            header = files.read(path, 0, entry.header_bytes)
-            tail = _tail(path, entry)
+            at_once(
+                path,
+                lambda: found.update(header=files.read(path, 0, entry.header_bytes)),
+                lambda: found.update(tail=_tail(path, entry)),
+            )
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is missing") from error
         except StoreError:
             raise
         except OSError as error:
             raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
-        if _hash(header) != entry.header_xxh3:
+        if _hash(found["header"]) != entry.header_xxh3:
             raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
-        if entry.pieces and _hash(tail) != entry.hashes_xxh3:
+        if entry.pieces and _hash(found["tail"]) != entry.hashes_xxh3:
             raise CorruptError(f"{path} is changed: the hash of the hashes of its pieces is not what was saved")
-        return tail
+        return found["tail"]
 
     return again_if_remote(path, check)
 

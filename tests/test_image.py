@@ -20,6 +20,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SYSTEM_PYTHON = "/usr/bin/python3"
 # What the machine needs to reach its package index; no other variable reaches a step.
+# What KubeRay and our own manifests call in the image, in the shells that its versions use.
+CALLS = 'ray --version && launch --version && python -c "import launchyard, ray, s3fs" && wget --version'
+AS_KUBERAY = "; ".join(f"/bin/bash {shell} -- '{CALLS}'" for shell in ("-c", "-lc"))
 PASSED_ON = re.compile(r"PIP_.*|https?_proxy|no_proxy|SSL_CERT_.*", re.IGNORECASE)
 
 
@@ -41,10 +44,14 @@ def test_every_install_follows_the_pins() -> None:
 
 
 def test_the_base_is_a_version_and_the_user_is_not_root() -> None:
-    assert all(re.fullmatch(r"python:\$\{PYTHON\}( AS build)?", rest) for rest in all_of("FROM"))
+    assert all(re.fullmatch(r"(python:\$\{PYTHON\}|build)( AS [\w-]+)?", rest) for rest in all_of("FROM"))
+    assert all_of("FROM")[-1] == "python:${PYTHON}", "the last stage is what `docker build` makes without a target"
     assert re.fullmatch(r"PYTHON=\d+\.\d+\.\d+-slim-\w+", all_of("ARG")[0])
-    assert all_of("USER")[-1] not in ("root", "0")
-    assert [word for word, _ in instructions()].index("USER") < [word for word, _ in instructions()].index("ENTRYPOINT")
+    stages = " ".join(f"{word} {rest}" if word == "USER" else word for word, rest in instructions()).split("FROM")
+    ending = [stage for stage in stages if "CMD" in stage]
+    assert len(ending) == 2
+    for stage in ending:
+        assert re.search(r"USER (?!root|0 ).*CMD", stage)
 
 
 def test_only_named_files_reach_the_image() -> None:
@@ -68,6 +75,7 @@ class Stage:
     """One FROM: where its file system is mounted, and what the instructions so far have set."""
 
     root: Path
+    base: Path = Path("/")
     cwd: str = "/"
     user: str = "root"
     env: dict[str, str] = field(default_factory=lambda: {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
@@ -75,10 +83,11 @@ class Stage:
     def begin(self) -> Iterator[str]:
         base, python = shlex.quote(str(self.root.parent)), shlex.quote(str(self.root / "usr/local/bin/python"))
         yield f"mkdir -p {base}/upper {base}/work {self.root}"
-        yield f"mount -t overlay overlay -o lowerdir=/,upperdir={base}/upper,workdir={base}/work {self.root}"
+        yield f"mount -t overlay overlay -o lowerdir={self.base},upperdir={base}/upper,workdir={base}/work {self.root}"
         yield f"for name in dev proc etc/resolv.conf; do mount --rbind /$name {self.root}/$name; done"
         yield f"ln -sf {SYSTEM_PYTHON} {python}"
-        yield f"rm -rf {self.root}/opt/launchyard {self.root}/src {self.root}/workspace"
+        if self.base == Path("/"):
+            yield f"rm -rf {self.root}/opt/launchyard {self.root}/src {self.root}/workspace"
 
     def run(self, command: str) -> str:
         passed = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
@@ -94,12 +103,16 @@ class Stage:
 
 def script(folder: Path) -> str:
     """The Dockerfile as a shell script, a chroot a stage, with a look at the result at the end."""
-    lines, stages = ["set -eu"], list[Stage]()
+    lines, stages, named = ["set -eu"], list[Stage](), dict[str, Stage]()
     for word, rest in instructions():
         match word:
             case "FROM":
-                stages.append(Stage(folder / str(len(stages)) / "root"))
+                base, _, name = rest.partition(" AS ")
+                after = named.get(base)
+                place = folder / str(len(stages)) / "root"
+                stages.append(Stage(place, after.root, after.cwd, after.user, {**after.env}) if after else Stage(place))
                 lines += stages[-1].begin()
+                named[name] = stages[-1]
             case "ARG" | "ENV" if stages:
                 stages[-1].set_env(rest)
             case "WORKDIR":
@@ -108,13 +121,15 @@ def script(folder: Path) -> str:
                 stages[-1].user = rest
             case "RUN":
                 lines.append(stages[-1].run(rest))
-            case "COPY" if rest.startswith("--from=build "):
-                _, source, target = rest.split()
-                lines.append(f"cp -a {stages[0].root}{source} {stages[-1].root}{target}")
+            case "COPY" if rest.startswith("--from="):
+                theirs, source, target = rest.split()
+                lines.append(f"cp -a {named[theirs.removeprefix('--from=')].root}{source} {stages[-1].root}{target}")
             case "COPY":
                 *sources, target = rest.split()
                 to = f"{stages[-1].root}{stages[-1].cwd}/{target}"
                 lines += [f"cp -r {shlex.quote(str(ROOT / source))} {to}" for source in sources]
+            case "CMD" if "ray" in named and stages[-1] is named["ray"]:
+                lines.append(stages[-1].run("test $(id -u) = 10001; " + AS_KUBERAY))
             case "ARG" | "HEALTHCHECK" | "ENTRYPOINT" | "CMD":
                 pass
             case _:

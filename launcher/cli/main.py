@@ -108,6 +108,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 FAST_DEV_RUN = "--fast-dev-run"
+OUTPUT = "--output"
 LAUNCH = "launch RECIPE"  # the default command: a name that cannot be typed as one word
 EXAMPLES = (
     ("launch --local", "train the bundled quickstart on this machine"),
@@ -207,6 +208,13 @@ def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 @click.option("--run-url", metavar="URL", help="Where its run directory goes.  [default: runs/ID]")
 @click.option("--dry-run", is_flag=True, help="Print what would happen; create and start nothing.")
 @click.option(
+    "--output",
+    type=click.Choice(("kuberay", "kuberay-job")),
+    expose_value=False,
+    callback=lambda ctx, _param, value: ctx.meta.update({OUTPUT: value}),
+    help="With --dry-run: print a RayCluster for it, or a RayJob.",
+)
+@click.option(
     FAST_DEV_RUN,
     is_flag=True,
     expose_value=False,
@@ -256,6 +264,11 @@ def launch_recipe(
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
     overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
     request = Request(recipe or "quickstart", cluster or FIRST, overrides, run_url)
+    if form := ctx.meta.get(OUTPUT):
+        from launchyard.launcher.cli.recipe.manifest import print_manifest, refuse_without_dry_run
+
+        refuse_without_dry_run(dry_run=dry_run, as_json=as_json, fast=bool(ctx.meta.get(FAST_DEV_RUN)))
+        return print_manifest(request, form)
     if ctx.meta.get(FAST_DEV_RUN):
         from launchyard.launcher.prove.miniature import fast_dev_run
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from launchyard.launcher.backends.ray.kuberay.options import Kubernetes
 from launchyard.launcher.backends.section import Part
 from launchyard.storage.redact import redact
 
@@ -56,6 +57,9 @@ class Ray(Part):
     )
     wait_seconds: float = Field(
         default=60.0, ge=0, description="For all nodes, before fewer are taken where resources.min_nodes allows it."
+    )
+    kubernetes: Kubernetes | None = Field(
+        default=None, description="The pods of a Ray that KubeRay starts, for `--dry-run --output kuberay`."
     )
 
     @property

@@ -53,7 +53,7 @@ def make_request(cluster: Cluster, ask: Ask) -> RayRequest:
         "metadata": {"launchyard_run": ask.run_id},
         **_owner_resources(ray.owner),
     }
-    place = ray.model_dump(mode="json", exclude_defaults=True)
+    place = ray.model_dump(mode="json", exclude_defaults=True, exclude={"kubernetes"})
     nodes = ask.shape.nnodes
     text = json.dumps({"place": place, "bundle": bundle, "nodes": nodes, "request": job}, indent=1)
     return RayRequest(text=text, place=place, bundle=bundle, nodes=nodes, job=job)
