@@ -259,7 +259,9 @@ def run_directory_page() -> Iterator[str]:
         yield from record_table(part, "###")
     yield (
         "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text "
-        "before it, closed by a brace. An entry of a safetensors file is called `key@offset,offset`.\n"
+        "before it, closed by a brace. An entry of a safetensors file is called `key@offset,offset`; the last, `xxh3`, "
+        "holds the hashes of the others. A file holds the parts of one rank by the order of their keys, each cut into "
+        "pieces of whole rows. Format 1 lists every piece instead.\n"
     )
 
 
