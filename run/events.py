@@ -46,6 +46,7 @@ NOT_SAMPLED = "not sampled"
 FINISHED = "finished"
 SNAPSHOTS_OFF = "snapshots off"
 SNAPSHOT_DAMAGED = "snapshot damaged"
+SNAPSHOTS_LOST = "snapshots lost"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ EVENTS = (
     Event(SNAPSHOT_DAMAGED, "training/checkpoint/from_memory.py", "A state in memory is damaged; another is tried.", {
         "step": "Of that state.", "message": "The rank, and what is wrong.",
     }),
+    Event(SNAPSHOTS_LOST, "training/checkpoint/from_memory.py", "No state in memory is whole; a checkpoint is gone on "
+    "from.", {"message": "Which ranks have none, or of how many workers it is."}),
     Event(NOT_SWEPT, "training/worker.py", "Leftovers of earlier attempts stay for now.", {"message": _MESSAGE}),
     Event(NOT_RECORDED, "training/telemetry/environment.py", "environment.json could not be written.", {
         "message": _MESSAGE,

@@ -29,16 +29,17 @@ class AgentMemory:
         """Called before the workers of an attempt start; the variables that tell them of their slots."""
         if not hasattr(os, "memfd_create"):
             return {}
-        while len(self._slots) < workers:
-            self._slots.append([self._make(f"rank {len(self._slots)} slot {number}") for number in range(2)])
-        self._workers = workers
+        self.make_room(workers)
         self._found = self.newest_step()
         return {SLOTS: " ".join(self._paths[: 2 * workers])}
 
-    def _make(self, name: str) -> Slot:
-        path = f"/proc/{os.getpid()}/fd/{os.memfd_create(name)}"
-        self._paths.append(path)
-        return Slot(path)
+    def make_room(self, workers: int) -> None:
+        """There is a pair of slots for each of so many workers, which are those of an attempt from now on."""
+        while len(self._slots) < workers and hasattr(os, "memfd_create"):
+            made = [make_slot(f"rank {len(self._slots)} slot {number}") for number in range(2)]
+            self._paths += [path for path, _ in made]
+            self._slots.append([slot for _, slot in made])
+        self._workers = workers
 
     def end(self) -> None:
         """Called when no worker of the attempt is left. A state that nobody gets on from is not tried for ever."""
@@ -50,13 +51,49 @@ class AgentMemory:
 
     def newest_step(self) -> int | None:
         """The newest step that all workers of this attempt have got to; None without one."""
-        return _least([newest_step(slots) for slots in self._slots[: self._workers]])
+        return _least([newest_step(slots) for slots in self._of_workers()])
+
+    def _of_workers(self) -> list[list[Slot]]:
+        return self._slots[: self._workers]
+
+    def whole_steps(self) -> list[int]:
+        """Steps that all workers of this attempt have a slot of, in their order."""
+        found = [{step for slot in slots if (step := slot.step()) is not None} for slots in self._of_workers()]
+        return sorted(set.intersection(*found)) if found else []
+
+    def slots_of(self, step: int) -> list[Slot]:
+        """One of each worker; fewer if one of them has none any more."""
+        return [slot for slots in self._of_workers() for slot in slots if slot.step() == step]
+
+    def oldest_slots(self) -> list[Slot]:
+        """Of each worker that slot which it can spare."""
+        return [
+            min(slots, key=lambda slot: -1 if (step := slot.step()) is None else step) for slots in self._of_workers()
+        ]
+
+    def forget_copies(self) -> None:
+        """No slot counts as copied, for the copies may be gone."""
+        for slots in self._of_workers():
+            for slot in slots:
+                slot.forget_copy()
+
+    def await_copies(self, wanted: bool) -> None:
+        """From now on workers wait with the next copy until there is another one of the last, or do not."""
+        for slots in self._of_workers():
+            for slot in slots:
+                slot.await_copies(wanted)
 
     def empty(self) -> None:
         for slots in self._slots:
             for slot in slots:
                 slot.empty()
         self._fruitless = 0
+
+
+def make_slot(name: str) -> tuple[str, Slot]:
+    """An empty one, and its path, which serves while this process lives."""
+    path = f"/proc/{os.getpid()}/fd/{os.memfd_create(name)}"
+    return path, Slot(path)
 
 
 def _least(steps: Sequence[int | None]) -> int | None:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from launchyard.host.processes import python_argv
+from launchyard.launcher.agent.start.ranks import BACKEND
 
 # The node agent shields torchrun from these (it starts with them ignored) and asks the workers to stop by a file.
 # SIGQUIT stays handled, so that a person can still end torchrun and its workers by hand.
@@ -49,7 +50,7 @@ def torchrun_argv(
         f"--nproc-per-node={nproc_per_node}",
         "--max-restarts=0",
         "--start-method=forkserver",
-        "--rdzv-backend=c10d",
+        f"--rdzv-backend={BACKEND}",
         f"--rdzv-endpoint={rdzv_endpoint}",
         f"--rdzv-id={rdzv_id}",
         f"--rdzv-conf=join_timeout={join_timeout},is_host={'true' if node_rank == 0 else 'false'}",

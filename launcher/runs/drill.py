@@ -24,7 +24,7 @@ from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events
 from launchyard.run.layout import STEPS
-from launchyard.run.records import Job
+from launchyard.run.records import FROM_MEMORY, Job
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import last_rows
 
@@ -54,6 +54,7 @@ class Drill:
     reached_step: int
     resumed_step: int
     steps_lost: int
+    source: str | None = None  # of the state: memory, or disk
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +70,8 @@ class Drill:
         ]
         rows = [f"  {label:<24} {seconds:6.2f} s" for label, seconds in times if seconds is not None]
         lost = f"{self.steps_lost} lost" if self.steps_lost else "none lost"
-        steps = f"  {'steps':<24} {lost} (reached {self.reached_step}, resumed from {self.resumed_step})"
+        where = " in memory" if self.source == FROM_MEMORY else ""
+        steps = f"  {'steps':<24} {lost} (reached {self.reached_step}, resumed from {self.resumed_step}{where})"
         return [f"{self.kind} by {self.by}, seconds after it:", *rows, steps]
 
 
@@ -122,6 +124,7 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
         reached_step=int(reached),
         resumed_step=int(started["step"]),
         steps_lost=max(0, int(reached) - int(started["step"])),
+        source=started.get("source"),
     )
 
 

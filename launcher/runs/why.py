@@ -249,9 +249,13 @@ def _open_failures(run: RunDir, attempt: int) -> str:
 
 
 def from_memory_text(run: RunDir) -> str:
-    """Attempts that lost next to nothing, for their agents had the state in memory; empty if there are none."""
+    """Attempts that lost next to nothing, for their agents had the state in memory, or why the last one had not."""
     found = [(attempt, event) for attempt in run.attempts() for event in run.events(attempt)]
     starts = [(attempt, one["step"]) for attempt, one in found if one.get("source") == FROM_MEMORY]
+    missed = [(attempt, str(one["message"])) for attempt, one in found if one["event"] == events.SNAPSHOTS_LOST]
+    if missed and (not starts or missed[-1][0] > starts[-1][0]):
+        attempt, why = missed[-1]
+        return f"Attempt {attempt} could not go on from memory: {why}."
     if not starts:
         return ""
     attempt, step = starts[-1]

@@ -179,7 +179,8 @@ def _facts(plan: Plan, recipe: Recipe) -> Iterator[tuple[str, object]]:
     yield "checkpoint", size(plan.checkpoint_bytes)
     if (every := recipe.checkpoint.snapshot_steps) is not None:
         often = "as often as costs next to nothing" if every == "auto" else f"every {count(every)} steps"
-        yield "snapshots", f"{often}, in 2 x {size(plan.state_bytes)} of its node's memory for each worker"
+        again = ", and as much for those of another node" if plan.nnodes > 1 else ""
+        yield "snapshots", f"{often}, in 2 x {size(plan.state_bytes)} of its node's memory for each worker{again}"
     model = plan.model.model_dump(exclude_defaults=True)
     yield "model", ", ".join(f"{key} {value}" for key, value in model.items())
     for source in plan.data.train:

@@ -154,7 +154,7 @@ class Progress:
                 return [f"! checkpoint of step {step} does not count: {message}"]
             case events.CLEANUP_FAILED:
                 return [f"! {event.get('what') or 'old files'} stay: {message}"]
-            case events.DATA_TROUBLE:
+            case events.DATA_TROUBLE | events.SNAPSHOTS_LOST:
                 return [f"! {message}"]
             case events.STORE_TROUBLE:
                 return [f"! its store has failed for {duration(float(event.get('seconds', 0)))}: {message}"]

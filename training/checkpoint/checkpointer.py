@@ -52,7 +52,7 @@ from launchyard.training.checkpoint.commit import (
 )
 from launchyard.training.checkpoint.from_memory import load_newest_snapshot, open_snapshots
 from launchyard.training.checkpoint.save_timer import SnapshotTimer
-from launchyard.training.checkpoint.snapshots import Snapshots, Told
+from launchyard.training.checkpoint.snapshots import COPIED_SECONDS, Snapshots, Told
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.checkpoint.together import Together
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
@@ -121,7 +121,7 @@ class Checkpointer:
         """
         assert self.snapshots is not None
         began = time.perf_counter()
-        self.snapshots.settle(others=unsettled)
+        self.snapshots.settle(others=unsettled, patience=COPIED_SECONDS)
         self.snapshots.copy(shards, self._told(step, train_state), save=False, saving=saving)
         seconds = time.perf_counter() - began
         self._timer.taken(seconds)

@@ -81,10 +81,15 @@ def load_newest_snapshot(
 ) -> SlotHeader | None:
     """Fill `shards` from memory; None if nothing is there that all ranks have, or that is ahead of the checkpoints."""
     offers = snapshots.offers()
-    common = set.intersection(*(set(each) for each in from_all_ranks([(o.step, o.attempt) for o in offers])))
+    told = from_all_ranks(([offer.place for offer in offers], snapshots.other_worlds()))
+    held = [places for places, _ in told]
+    common = set.intersection(*(set(places) for places in held))
     if not common:
+        others = sorted({number for _, numbers in told for number in numbers})
+        if world.is_main and (why := why_none(held, others, world.world_size)):
+            on_event(events.SNAPSHOTS_LOST, message=why)
         return None
-    wanted = [offer for offer in offers if (offer.step, offer.attempt) in common]
+    wanted = [offer for offer in offers if offer.place in common]
     steps = from_rank_zero(list(worth_taking(RunCheckpoints(run), wanted)) if world.is_main else None)
     for step in steps or ():
         faults = from_all_ranks(snapshots.fault(step))
@@ -98,6 +103,20 @@ def load_newest_snapshot(
             if fault:
                 on_event(events.SNAPSHOT_DAMAGED, step=step, message=f"rank {rank}: {fault}")
     return None
+
+
+def why_none(held: list[list[tuple[int, int, int]]], others: list[int], workers: int) -> str:
+    """Empty if no memory holds anything: then nothing was lost."""
+    steps = sorted({step for places in held for step, _, _ in places})
+    if not steps:
+        return f"memory holds a state of {others[-1]} workers, and there are {workers} now" if others else ""
+    listed = " and ".join(str(step) for step in steps[-2:])
+    if without := [str(rank) for rank, places in enumerate(held) if not places]:
+        ranks = f"rank {without[0]}" if len(without) == 1 else f"ranks {', '.join(without)}"
+        return (
+            f"nothing in memory is of {ranks}: its node was lost, and no neighbour had a copy (others: step {listed})"
+        )
+    return f"no step is in the memory of all ranks (steps there are {listed})"
 
 
 def worth_taking(checkpoints: RunCheckpoints, offers: list[SlotHeader]) -> Iterator[int]:

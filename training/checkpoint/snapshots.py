@@ -1,7 +1,8 @@
 """The two slots of this rank: the state is copied into one of them while the other stays whole.
 
-So at any instant all ranks have a whole slot of the same step, from the second copy on. All ranks copy at the same
-steps; what they agree on before is the loop's business. Knows no run directory, and no schedule.
+So at any instant all ranks have a whole slot of the same step, from the second copy on. Where neighbours copy slots, it
+is one that all of them have: a newer one is overwritten before it. All ranks copy at the same steps; what they agree on
+before is the loop's business. Knows no run directory, and no schedule.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from launchyard.storage.safetensors import dtype_code, torch_dtype
 from launchyard.training.checkpoint.slots import Slot, SlotEntry, SlotHeader, aligned, slot_bytes
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import sum_over_ranks
+
+COPIED_SECONDS = 30.0  # for neighbours to copy a slot, where snapshots are due at steps: then training goes on
+_LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Snapshots:
         self._headers = [slot.header() for slot in slots]
         self._steps = [None if header is None else header.step for header in self._headers]
         self._saving: int | None = None  # the slot that a checkpoint is written from
+        self._kept: int | None = None  # the newest step that is safe on all ranks, as they have agreed
+        self._turn = 0
         self._thread: threading.Thread | None = None
         self._failed = False
 
@@ -104,16 +110,39 @@ class Snapshots:
 
     @property
     def unsettled(self) -> bool:
-        """True while this rank's slots are not ready for the next copy: they are made or sealed, or there are none."""
-        return self._failed or (self._thread is not None and self._thread.is_alive())
+        """True while this rank's slots are not ready for the next copy: they are made or sealed, a neighbour has yet
+        to copy the newest, or there are none."""
+        return self._failed or (self._thread is not None and self._thread.is_alive()) or self._awaits_copy
 
-    def settle(self, *, others: bool) -> None:
-        """Wait until our last copy is sealed; others: until that of each rank is, for all of them call this."""
+    @property
+    def _awaits_copy(self) -> bool:
+        newest = self.newest
+        return newest is not None and self._slots[self._steps.index(newest)].awaits_copy
+
+    def settle(self, *, others: bool, patience: float = 0.0) -> None:
+        """Wait until our last copy is sealed; others: until that of each rank is, for all of them call this.
+
+        Without `others` all have said that they are settled. patience: seconds for neighbours to copy it, too.
+        """
+        self._join()
+        waits = 0
+        if others:
+            until = time.monotonic() + patience
+            while self._awaits_copy and time.monotonic() < until:
+                time.sleep(_LOOK_SECONDS)
+            waits = int(sum_over_ranks(torch.tensor([int(self._awaits_copy)])).item())
+        if not waits:
+            self._kept = self.newest
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if others:
-            sum_over_ranks(torch.zeros(1))
+
+    @property
+    def copied(self) -> int | None:
+        """The newest step that the neighbours of all ranks have, as far as it is known; None without neighbours."""
+        return self._kept if self._slots[0].wants_copies else None
 
     @property
     def newest(self) -> int | None:
@@ -126,7 +155,7 @@ class Snapshots:
 
         save: a checkpoint is written from it, and it stays until `saving` is false: until no rank writes any more.
         """
-        self.settle(others=False)
+        self._join()
         if self._failed:
             return None
         number = self._free_slot(saving)
@@ -146,9 +175,10 @@ class Snapshots:
 
     def _free_slot(self, saving: bool) -> int:
         if saving and self._saving is not None:
+            self._kept = self._steps[self._saving]
             return 1 - self._saving
-        newest = self.newest
-        return 0 if newest is None else 1 - self._steps.index(newest)
+        stays = self._kept if self._kept is not None and self._kept in self._steps else self.newest
+        return 0 if stays is None else 1 - self._steps.index(stays)
 
     def _seal(self, number: int, told: Told) -> None:
         step_back()
@@ -161,6 +191,7 @@ class Snapshots:
             identity=self._identity,
             train_state=told.train_state,
             entries=entries,
+            turn=self._turn,
             owed=told.owed,
             rows=told.rows,
             lines=told.lines,
@@ -172,7 +203,9 @@ class Snapshots:
 
     def forget_after(self, step: int) -> None:
         """No step leads to those after it any more."""
-        self.settle(others=False)
+        self._join()
+        self._turn += 1
+        self._kept = None if self._kept is not None and self._kept > step else self._kept
         for number, at in enumerate(self._steps):
             if at is not None and at > step:
                 self._slots[number].break_seal()
@@ -182,6 +215,13 @@ class Snapshots:
     def offers(self) -> list[SlotHeader]:
         """Of the slots that an attempt before this one has sealed, of our state cut as ours is; no hash is checked."""
         return [header for header in self._headers if header is not None and self._is_ours(header)]
+
+    def other_worlds(self) -> list[int]:
+        """The numbers of workers of the other attempts of this run that have left a state here."""
+        mine = (self._identity.get("run_id"), self._identity.get("world_size"))
+        found = [header.identity for header in self._headers if header is not None]
+        theirs = {(one.get("run_id"), one.get("world_size")) for one in found}
+        return sorted(int(world) for run, world in theirs - {mine} if run == mine[0] and isinstance(world, int))
 
     def _is_ours(self, header: SlotHeader) -> bool:
         if header.attempt >= self._attempt or header.identity != self._identity:

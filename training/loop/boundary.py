@@ -236,7 +236,8 @@ def snapshot(parts: Parts, step: int, agreement: Agreement) -> None:
         saving=agreement.saving,
         unsettled=agreement.unsettled,
     )
-    parts.telemetry.snapshot_taken(step, seconds)
+    kept = parts.checkpointer.snapshots
+    parts.telemetry.snapshot_taken(step, seconds, copied=None if kept is None else kept.copied)
     clock.enter("other")
 
 

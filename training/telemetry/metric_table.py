@@ -161,6 +161,7 @@ CHECKPOINT = (
     Metric("trainer_snapshots_total", "counter", "Copies of the state into the agents' memory."),
     Metric("trainer_snapshot_stall_seconds_total", "counter", "Time for which those held up training."),
     Metric("trainer_snapshot_step", "gauge", "Finished optimizer steps of the newest of them."),
+    Metric("trainer_snapshot_copied_step", "gauge", "The same of the newest that other nodes have a copy of."),
 )
 PREEMPTION = (
     Metric("trainer_preemptions_total", "counter", "Agreed stops by reason.", ("source",)),

@@ -258,9 +258,12 @@ class Telemetry:
         """The end of a row: for how long, by whom, when."""
         return {"seconds": seconds, "attempt": self._world.attempt, "time": time.time()}
 
-    def snapshot_taken(self, step: int, seconds: float) -> None:
-        """The state after `step` steps is in memory; that held up training for `seconds`."""
+    def snapshot_taken(self, step: int, seconds: float, *, copied: int | None) -> None:
+        """The state after `step` steps is in memory; that held up training for `seconds`. `copied`: the step that
+        other nodes have, too."""
         self.exporter.set("trainer_snapshot_step", step)
+        if copied is not None:
+            self.exporter.set("trainer_snapshot_copied_step", copied)
         self.exporter.add("trainer_snapshots_total")
         self.exporter.add("trainer_snapshot_stall_seconds_total", seconds)
 

@@ -22,17 +22,17 @@ class Agent:
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
-        self._memory = AgentMemory()
+        self.memory = AgentMemory()
         self._standby = Standby()
 
     def run(self, node: Node, *, on_poll: Callable[[], None] = lambda: None) -> OutcomeRecord:
         """One node of one attempt to its end; nothing that works at it is left."""
-        kept = replace(node, memory=self._memory)
+        kept = replace(node, memory=self.memory)
         return run_attempt(kept, signals=self._signals, on_poll=on_poll, standby=self._standby)
 
     def newest_step(self) -> int | None:
         """The newest step that all workers of this node have left in memory."""
-        return self._memory.newest_step()
+        return self.memory.newest_step()
 
     def close(self) -> None:
         """The run leaves this node."""

@@ -13,7 +13,7 @@ from launchyard.launcher.agent.fleet.hub import SILENT_SECONDS, Hub, Member
 from launchyard.launcher.agent.fleet.wire import Hello, NodePart, Orders
 from launchyard.launcher.agent.restart_policy import AGENT_LOST, NODE_SILENT
 from launchyard.launcher.agent.signals import POLL_SECONDS, log_line
-from launchyard.run.records import Job
+from launchyard.run.records import Job, Shape
 
 PARTS_END_SECONDS = 60.0  # from the end of the first part to the end of all, or of what is left of them
 SPARES_SECONDS = 5.0  # for spare agents, once there are enough for an attempt
@@ -53,6 +53,7 @@ class Crew:
         self._total = total
         self._seats: list[Member | None] = [None] * nodes
         self._enough_since: float | None = None
+        self._shape: Shape | None = None  # of the last attempt, which what memory holds is of
         self._doubtful: set[str] = set()  # nodes whose agents were lost before: they are taken last
         self.has_begun = False
         self.lost: dict[str, Member] = {}  # by node: agents of ranks, until there is another one
@@ -101,10 +102,17 @@ class Crew:
         return [seat.hello for seat in self._seats if seat is not None]
 
     def kept_step(self) -> int | None:
-        """The newest step that memory holds on every node that takes part; None if one holds none."""
-        kept = [None if seat is None or seat.lost is not None else seat.state.kept for seat in self._seats]
-        known = [step for step in kept if step is not None]
-        return min(known) if len(known) == len(kept) else None
+        """The newest step that memory holds of every node that takes part, a copy on another one included; or None."""
+        held = [set(self._own_steps(rank)) | self._copies_of(rank).keys() for rank in range(len(self._seats))]
+        return max(set.intersection(*held), default=None)
+
+    def _own_steps(self, rank: int) -> tuple[int, ...]:
+        seat = self._seats[rank]
+        return () if seat is None or seat.lost is not None else seat.state.steps
+
+    def _copies_of(self, rank: int) -> dict[int, Member]:
+        """By step, who has a copy of what belongs to that rank."""
+        return {step: member for member in self._hub.members() for step in member.state.copies.get(rank, ())}
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
     def run(
@@ -115,13 +123,7 @@ class Crew:
         stop: the reason for which all are to save and leave, once there is one.
         """
         seats = {rank: seat for rank, seat in enumerate(self._seats) if seat is not None}
-        endpoint = f"{seats[0].hello.host}:{port}"
-        parts = {
-            rank: NodePart(
-                attempt=job.attempt, shape=job.shape, node_rank=rank, rdzv_endpoint=endpoint, job_end=job_end
-            )
-            for rank in seats
-        }
+        parts = self._parts(job, seats, endpoint=f"{seats[0].hello.host}:{port}", job_end=job_end)
         ending = Ending()
         until = float("inf")
         self._command(seats, parts, ending, stop())
@@ -134,6 +136,29 @@ class Crew:
             time.sleep(POLL_SECONDS / 2)
         self._release(seats, job.attempt, ending)
         return ending
+
+    def _parts(
+        self, job: Job, seats: dict[int, Member], *, endpoint: str, job_end: float | None
+    ) -> dict[int, NodePart]:
+        """Each node copies its state to the next one; one that lacks what all others have gets it from a copy."""
+        step = self.kept_step() if self._shape == job.shape else None
+        self._shape = job.shape
+        parts = {}
+        for rank in seats:
+            source = None if step is None or step in self._own_steps(rank) else self._copies_of(rank)[step]
+            if source is not None:
+                log_line(f"node {rank} gets its state of step {step} from {source.hello.place}")
+            parts[rank] = NodePart(
+                attempt=job.attempt,
+                shape=job.shape,
+                node_rank=rank,
+                rdzv_endpoint=endpoint,
+                job_end=job_end,
+                buddy=seats[(rank + 1) % len(seats)].state.keeper if len(seats) > 1 else None,
+                source=None if source is None else source.state.keeper,
+                source_step=step or 0,
+            )
+        return parts
 
     def _busy(self, seats: dict[int, Member], attempt: int, ending: Ending) -> bool:
         """Writes down what has ended; True while a part goes on."""

@@ -68,7 +68,7 @@ class Hub:
     def __init__(self, secret: str, *, host: str | None = None) -> None:
         """`host`: the interface to listen at; default: all of this machine."""
         self._secret = secret
-        self._listener = _listen(host)
+        self._listener = listen_for_agents(host)
         self.address = f"{host or socket.gethostname()}:{self._listener.getsockname()[1]}"
         self._members: dict[str, Member] = {}
         self._open: set[asyncio.StreamWriter] = set()
@@ -216,7 +216,7 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     return str(name[0]) if name else "somewhere"
 
 
-def _listen(host: str | None) -> socket.socket:
+def listen_for_agents(host: str | None) -> socket.socket:
     """Above the ephemeral range, like the workers' ports: a site has these open between its nodes."""
     both = host is None and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET

@@ -49,8 +49,8 @@ class Link:
 
     def __init__(self, address: str, secret: str, who: Who) -> None:
         self._address = address
-        self._secret = secret
-        self._who = who
+        self.secret = secret  # of the job
+        self.who = who
         self._state = AgentState()
         self._order: Orders | None = None
         self._heard_at = time.monotonic()
@@ -137,10 +137,10 @@ class Link:
     async def _introduce(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         challenge = read_line(await reader.readline(), Challenge)
         nonce = draw_nonce()
-        proof = proof_of(self._secret, "agent", challenge.nonce, self._who.place)
-        writer.write(as_line(Hello(**vars(self._who), nonce=nonce, proof=proof)))
+        proof = proof_of(self.secret, "agent", challenge.nonce, self.who.place)
+        writer.write(as_line(Hello(**vars(self.who), nonce=nonce, proof=proof)))
         welcome = read_line(await reader.readline(), Welcome)
-        if not is_proof(welcome.proof, self._secret, "owner", nonce, self._who.place):
+        if not is_proof(welcome.proof, self.secret, "owner", nonce, self.who.place):
             raise WireError("the listener does not know the secret of this job")
 
     def _send(self) -> None:

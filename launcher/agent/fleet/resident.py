@@ -7,11 +7,13 @@ in their place by then; one whose owner does not come back ends itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from launchyard.launcher.agent.fleet.link import Link
+from launchyard.launcher.agent.fleet.neighbours import Neighbours
 from launchyard.launcher.agent.fleet.wire import AgentState, NodePart, Orders
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.signals import Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, Node, Others
 from launchyard.run.records import OutcomeRecord
@@ -26,9 +28,9 @@ _WAIT_SECONDS = 0.2
 class RunsParts(Protocol):
     """An agent, as it is used here; see agent.py."""
 
-    def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord: ...
+    memory: AgentMemory
 
-    def newest_step(self) -> int | None: ...
+    def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord: ...
 
 
 class LetGo(Exception):
@@ -52,7 +54,8 @@ class Part(Others):
         return self._order.others_ended
 
     def hear_end(self, code: int | None) -> None:
-        self.link.tell(AgentState(attempt=self.attempt, phase="ended", code=code))
+        ended = {"attempt": self.attempt, "phase": "ended", "code": code}
+        self.link.tell(self.link.state.model_copy(update=ended))
 
     def check(self) -> None:
         """LetGo if the owner was not heard for long, or wants something else."""
@@ -69,7 +72,7 @@ class Part(Others):
 
 @dataclass
 class Resident:
-    """`worker_module`: of all attempts."""
+    """`worker_module`: of all attempts. While it stays, it keeps copies for another node, and has its own on one."""
 
     run: RunDir
     agent: RunsParts
@@ -77,9 +80,18 @@ class Resident:
     signals: Signals
     worker_module: str
     _last: int = -1
+    _neighbours: Neighbours = field(init=False)
 
     def stay(self) -> None:
         """Takes parts until the owner lets it leave, or is gone."""
+        who = self.link.who
+        self._neighbours = Neighbours(self.agent.memory, self.link.secret, place=who.place, host=who.host)
+        try:
+            self._serve()
+        finally:
+            self._neighbours.close()
+
+    def _serve(self) -> None:
         while self.link.silent_seconds() < ORPHAN_SECONDS:
             order = self.link.order or Orders()
             if order.leave:
@@ -87,14 +99,16 @@ class Resident:
             if order.part is not None and order.part.attempt > self._last:
                 self._take(order.part)
                 continue
+            self._tell(self.link.state)
             self.link.wait(_WAIT_SECONDS)
         log_line(f"the owner of {self.run.url} was not heard for {ORPHAN_SECONDS:.0f} s: its agent leaves")
 
     def _take(self, given: NodePart) -> None:
         self._last = given.attempt
         part = Part(self.link, given.attempt)
-        self.link.tell(AgentState(attempt=given.attempt, phase="running"))
+        self._tell(AgentState(attempt=given.attempt, phase="running"))
         try:
+            self._neighbours.begin(given, on_poll=part.check)
             record = self.agent.run(self._node(given, part), on_poll=part.check)
             log_line(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
         except LetGo as why:
@@ -103,8 +117,17 @@ class Resident:
             said = f"the outcome of attempt {given.attempt} could not be written; its checkpoints are intact."
             log_line(f"{said} {error}")
         self.signals.preempted = False  # it was for this attempt
-        kept = self.agent.newest_step()
-        self.link.tell(AgentState(attempt=given.attempt, phase="free", code=self.link.state.code, kept=kept))
+        self._tell(AgentState(attempt=given.attempt, phase="free", code=self.link.state.code))
+
+    def _tell(self, state: AgentState) -> None:
+        """With what memory holds now, if the owner does not know that yet."""
+        here = {
+            "steps": tuple(self.agent.memory.whole_steps()),
+            "copies": self._neighbours.steps(),
+            "keeper": self._neighbours.address,
+        }
+        if (told := state.model_copy(update=here)) != self.link.state:
+            self.link.tell(told)
 
     def _node(self, given: NodePart, part: Part) -> Node:
         return Node(

@@ -1,4 +1,5 @@
-"""What the owner of a run and its agents say to each other: lines of JSON of a bounded length. Knows no sockets.
+"""What the owner of a run and its agents say to each other, and agents among themselves: lines of JSON of a bounded
+length. Knows no sockets.
 
 Both sides send all that they want or are, again and again, so that a message that was lost with a connection costs
 nothing. The secret of the job is never sent: each side proves to the other that it has it.
@@ -21,6 +22,7 @@ _TEXT = 1_000
 _NONCE_BYTES = 32
 
 Phase = Literal["idle", "running", "ended", "free"]
+_Side = Literal["owner", "agent", "keeper", "caller"]
 
 
 class WireError(ValueError):
@@ -56,7 +58,11 @@ class Welcome(WireLine):
 
 
 class NodePart(WireLine):
-    """One node's part of one attempt."""
+    """One node's part of one attempt.
+
+    buddy: the keeper of the node that gets copies of this one's slots. source: that of a node which has copies of slots
+    that this one lacks, and `source_step` is the step to get.
+    """
 
     attempt: int = Field(ge=0)
     shape: Shape
@@ -64,6 +70,9 @@ class NodePart(WireLine):
     rdzv_endpoint: str | None = Field(default=None, max_length=_TEXT)
     job_end: float | None = None
     grace_seconds: float | None = Field(default=None, gt=0)
+    buddy: str | None = Field(default=None, max_length=_TEXT)
+    source: str | None = Field(default=None, max_length=_TEXT)
+    source_step: int = 0
 
 
 class Orders(WireLine):
@@ -83,14 +92,55 @@ class Orders(WireLine):
 class AgentState(WireLine):
     """All that an agent is now; sent when it changes, and every second.
 
-    phase: `ended` once torchrun is over with this code (None: it was ended), `free` for the next part. kept: the newest
-    step that is in memory on this node.
+    phase: `ended` once torchrun is over with this code (None: it was ended), `free` for the next part. steps: those
+    that memory holds for all workers of this node. copies: node -> the same of its copies here. keeper: where those are
+    taken and given.
     """
 
     attempt: int | None = None
     phase: Phase = "idle"
     code: int | None = None
-    kept: int | None = None
+    steps: tuple[int, ...] = ()
+    copies: dict[int, tuple[int, ...]] = Field(default_factory=dict)
+    keeper: str | None = Field(default=None, max_length=_TEXT)
+
+
+# -- between agents --------------------------------------------------------------------------------------------------
+class Caller(WireLine):
+    """An agent's answer to the challenge of another one's keeper."""
+
+    place: str = Field(min_length=1, max_length=_TEXT)
+    nonce: str = Field(min_length=32, max_length=128)
+    proof: str = Field(max_length=128)
+
+
+class NodeState(WireLine):
+    """The slots of one step of all workers of a node: the seal of each, in hexadecimal."""
+
+    node_rank: int = Field(ge=0)
+    step: int = Field(ge=0)
+    seals: tuple[str, ...] = Field(min_length=1)
+
+
+class CopyRequest(WireLine):
+    """Of a caller, one a connection.
+
+    offer: a state to be copied, in an attempt. keep: first seals of others that the caller still has, which the copies
+    of those are to outlive. want: node and step of a state to be sent.
+    """
+
+    attempt: int = Field(default=0, ge=0)
+    offer: NodeState | None = None
+    keep: tuple[str, ...] = ()
+    want: tuple[int, int] | None = None
+
+
+class CopyAnswer(WireLine):
+    """Of a keeper: before the bytes of an offer and after them, or before those that are wanted. why: of a refusal."""
+
+    said: Literal["send", "have", "no"]
+    why: str = Field(default="", max_length=_TEXT)
+    state: NodeState | None = None
 
 
 Kind = TypeVar("Kind", bound=WireLine)
@@ -114,9 +164,9 @@ def draw_nonce() -> str:
     return secrets.token_hex(_NONCE_BYTES)
 
 
-def proof_of(secret: str, side: Literal["owner", "agent"], nonce: str, place: str) -> str:
+def proof_of(secret: str, side: _Side, nonce: str, place: str) -> str:
     return hmac.new(secret.encode(), f"{side} {nonce} {place}".encode(), hashlib.sha256).hexdigest()
 
 
-def is_proof(proof: str, secret: str, side: Literal["owner", "agent"], nonce: str, place: str) -> bool:
+def is_proof(proof: str, secret: str, side: _Side, nonce: str, place: str) -> bool:
     return hmac.compare_digest(proof.encode(), proof_of(secret, side, nonce, place).encode())

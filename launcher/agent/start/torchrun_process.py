@@ -25,6 +25,7 @@ from typing import NoReturn, Protocol, cast
 
 from launchyard.host.environment import SERVER, set_variables, variable
 from launchyard.host.processes import name_worker
+from launchyard.launcher.agent.start.ranks import register_backend
 
 STANDBY = "--standby"
 WORKER = "launchyard.training.worker"
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     config, _, _ = config_from_args(args)
     told = (args.training_script, args.training_script_args, given.env, given.log)
     keep_log_plain()
+    register_backend(args.node_rank)
     workers = Workers()
     workers.remember()
     try:

@@ -120,8 +120,9 @@ def _in_memory() -> list[object]:
     return [
         figure(
             "Newest step in memory",
-            "Follows the step closely: a killed worker goes on from there.",
+            "Follows the step closely: a killed worker goes on from there, and the others after the loss of a node.",
             (f"max by (run_id) (trainer_snapshot_step{{{RUN}}})", "{{run_id}}"),
+            (f"max by (run_id) (trainer_snapshot_copied_step{{{RUN}}})", "{{run_id}} copied to another node"),
             span=8,
         ),
         lines(

@@ -14,6 +14,7 @@ import pytest
 
 from launchyard.host.ports import free_port
 from launchyard.launcher.agent.torchrun import installed_flags, torchrun_argv
+from launchyard.training.distributed import node_address
 
 SMALL = {"python": sys.executable, "nnodes": 1, "node_rank": 0, "module": "job", "rdzv_id": "a b"}
 
@@ -89,3 +90,23 @@ def test_the_installed_torchrun_understands_every_word(tmp_path: Path) -> None:
         torchrun.kill()
         torchrun.wait()
         (tmp_path / "go on").touch()  # workers that outlived it leave by themselves
+
+
+def test_a_node_has_the_rank_that_it_was_given(tmp_path: Path) -> None:
+    """Not the one of its name or its process, by which torchrun sorts: what was left on it is of that rank."""
+    (tmp_path / "job.py").write_text("import os, sys; open(sys.argv[1], 'w').write(os.environ['RANK'])")
+    host = node_address()
+    common = {**SMALL, "nnodes": 2, "nproc_per_node": 1, "rdzv_endpoint": f"{host}:{free_port()}"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    started = []
+    for rank in (1, 0):  # by the numbers of processes the other way round
+        argv = torchrun_argv(**{**common, "node_rank": rank}, args=[f"node-{rank}"], flags=installed_flags())
+        started.append(subprocess.Popen(argv, cwd=tmp_path, env=env, start_new_session=True))
+    assert started[0].pid < started[1].pid
+    try:
+        assert [torchrun.wait(120) for torchrun in started] == [0, 0]
+    finally:
+        for torchrun in started:
+            torchrun.kill()
+            torchrun.wait()
+    assert [(tmp_path / f"node-{rank}").read_text() for rank in range(2)] == ["0", "1"]

@@ -11,7 +11,7 @@ import pytest
 
 from launchyard.launcher.agent.hang_detector import HUNG
 from launchyard.launcher.agent.root_cause import LOST_PEER, find_cause
-from launchyard.launcher.runs.why import explain
+from launchyard.launcher.runs.why import explain, from_memory_text
 from launchyard.run.append import Appender
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -194,3 +194,15 @@ def test_history_of_failures(run: RunDir) -> None:
     run.write_outcome(last)
     run.write_outcome(last, of_run=True)
     assert "2 earlier attempts failed (all by: rank 0: OSError: disk full)" in explain(run).text
+
+
+def test_it_says_whether_memory_was_of_use(run: RunDir) -> None:
+    assert from_memory_text(run) == ""
+    started = {"event": "started", "time": 1.0, "step": 20, "resumed": True}
+    Appender(run, "attempts/0000/events").add(started | {"source": "memory"})
+    assert from_memory_text(run) == "Attempt 0 went on from step 20 in memory."
+    claim(run, 1, alive=False)
+    events = Appender(run, "attempts/0001/events")
+    events.add({"event": "snapshots lost", "time": 1.0, "message": "nothing in memory is of rank 1"})
+    events.add(started | {"source": "disk"})
+    assert from_memory_text(run) == "Attempt 1 could not go on from memory: nothing in memory is of rank 1."

@@ -16,7 +16,7 @@ from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.run.append import Appender, complete_lines
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.rundir import RunDir
-from launchyard.training.checkpoint import snapshots
+from launchyard.training.checkpoint import checkpointer, from_memory, snapshots
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Restored
 from launchyard.training.checkpoint.state import Shard, shards
@@ -276,3 +276,82 @@ def test_all_kinds_of_tensors_come_back(paths: tuple[str, ...]) -> None:
     again.load(1, empty)
     for key, tensor in tensors.items():
         assert torch.equal(empty[key].tensor.float(), tensor.float()), key
+
+
+# -- with copies on another node -------------------------------------------------------------------------------------
+class Neighbour:
+    """In place of an agent that copies the slots of its worker to another node."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self._slots = snapshots.open_slots(paths)
+        for slot in self._slots:
+            slot.await_copies(True)
+
+    def copy(self) -> None:
+        for slot in self._slots:
+            slot.note_copy(slot.sealed_by())
+
+    def steps(self) -> set[int | None]:
+        return {slot.step() for slot in self._slots}
+
+
+def test_a_copy_waits_for_the_neighbours_and_what_they_have_stays(tmp_path: Path, paths: tuple[str, ...]) -> None:
+    neighbour, one = Neighbour(paths), trained(1)
+    first = worker(RunDir(str(tmp_path)), paths, 0, one, [])
+    assert first.snapshots is not None
+    take(first, one, 1)
+    assert first.votes(2) == [1, 1, 0], "it is not settled before they have it"
+    neighbour.copy()
+    assert first.votes(2) == [1, 0, 0]
+    first.snapshot(2, shards(*one), {"step": 2}, saving=False, unsettled=False)
+    assert first.snapshots.copied == 1
+    for step in (3, 4, 5):  # checkpoints are due, and do not wait
+        first.save(step, shards(*one), {"step": step}, "permanent")
+        first.snapshots.settle(others=True)
+        assert neighbour.steps() == {1, step}
+    neighbour.copy()
+    first.save(6, shards(*one), {"step": 6}, "permanent")
+    first.snapshots.settle(others=True)
+    assert neighbour.steps() == {5, 6}
+
+
+def test_steps_that_were_asked_for_wait_for_a_slow_neighbour_for_a_while(
+    tmp_path: Path, paths: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour, one = Neighbour(paths), trained(1)
+    first = worker(RunDir(str(tmp_path)), paths, 0, one, [])
+    take(first, one, 1)
+    late = threading.Timer(0.3, neighbour.copy)
+    late.start()
+    first.snapshot(2, shards(*one), {"step": 2}, saving=False, unsettled=True)
+    assert first.snapshots is not None and first.snapshots.copied == 1
+    monkeypatch.setattr(checkpointer, "COPIED_SECONDS", 0.1)
+    first.snapshot(3, shards(*one), {"step": 3}, saving=False, unsettled=True)
+    first.snapshots.settle(others=True)
+    assert neighbour.steps() == {1, 3}, "it is not overwritten for one that they do not have"
+
+
+def test_one_step_made_twice_is_not_the_same(tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """A neighbour may still have the first one."""
+    one = trained(1)
+    first = worker(RunDir(str(tmp_path)), paths, 0, one, [])
+    take(first, one, 4)
+    places = [slot.header() for slot in snapshots.open_slots(paths)]
+    first.drop_after(2)
+    take(first, one, 4)
+    places += [slot.header() for slot in snapshots.open_slots(paths)]
+    assert len({header.place for header in places if header is not None}) == 2
+
+
+@pytest.mark.parametrize(
+    ("held", "others", "words"),
+    [
+        ([[], []], [], ""),
+        ([[(4, 0, 0)], []], [], "of rank 1: its node was lost, and no neighbour had a copy"),
+        ([[(4, 0, 0)], [(5, 0, 0)]], [], "no step is in the memory of all ranks"),
+        ([[], []], [3], "a state of 3 workers, and there are 2 now"),
+    ],
+)
+def test_what_memory_cannot_give_is_said(held: list[Any], others: list[int], words: str) -> None:
+    assert words in (said := from_memory.why_none(held, others, 2))
+    assert bool(words) == bool(said)

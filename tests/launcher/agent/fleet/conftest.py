@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -13,14 +14,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from launchyard.launcher.agent.fleet.hub import Hub, Member
 from launchyard.launcher.agent.fleet.link import Link, Who
+from launchyard.launcher.agent.memory import AgentMemory
+from launchyard.training.checkpoint.slots import Slot, SlotEntry, SlotHeader
 
 SECRET = "s3cret-of-the-job"
 PROCESS = """
 import os, sys
 from launchyard.launcher.agent.fleet.link import Link, Who
+from launchyard.launcher.agent.memory import AgentMemory
+from launchyard.training.checkpoint.slots import Slot, SlotEntry, SlotHeader
 link = Link(sys.argv[1], os.environ["SECRET"], Who(sys.argv[2], 0, "host", os.getpid(), 1.0))
 while True:
     link.wait(1.0)
@@ -32,6 +38,38 @@ def wait(done: Callable[[], Any], seconds: float = 15.0) -> Any:
     while not (found := done()):
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.02)
+    return found
+
+
+def seal(slot: Slot, step: int, content: bytes, *, attempt: int = 0) -> None:
+    """As a worker leaves it, with one tensor of bytes."""
+    size = len(content)
+    entry = SlotEntry(
+        dtype="U8", shape=(size,), offsets=(0,), sizes=(size,), start=0, length=size, xxh3=xxh3_64_hexdigest(content)
+    )
+    slot.break_seal()
+    slot.reserve(size)
+    with slot.memory(size) as memory:
+        memory[:size] = content
+    header = SlotHeader(step=step, attempt=attempt, time=time.time(), identity={}, train_state={}, entries={"a": entry})
+    slot.seal(header)
+
+
+def seal_all(memory: AgentMemory, step: int, *, workers: int = 1, size: int = 10_000) -> list[bytes]:
+    """The state of a step of each worker, in the slot that it can spare; their contents."""
+    memory.make_room(workers)
+    contents = [random.Random(f"{step} {worker}").randbytes(size) for worker in range(workers)]
+    for slot, content in zip(memory.oldest_slots(), contents, strict=True):
+        seal(slot, step, content)
+    return contents
+
+
+def contents_of(memory: AgentMemory, step: int, size: int = 10_000) -> list[bytes]:
+    found = []
+    for slot in memory.slots_of(step):
+        assert slot.fault_under(slot.sealed_by()) == ""
+        with slot.memory(size) as there:
+            found.append(bytes(there[:size]))
     return found
 
 

@@ -14,11 +14,12 @@ from launchyard.launcher.agent.fleet.crew import Crew, Ending
 from launchyard.launcher.agent.fleet.link import Link
 from launchyard.launcher.agent.fleet.resident import Resident
 from launchyard.launcher.agent.fleet.wire import AgentState
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.signals import Signals
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
-from tests.launcher.agent.fleet.conftest import Office, wait
+from tests.launcher.agent.fleet.conftest import Office, contents_of, seal_all, wait
 
 TWO = Shape(nnodes=2, nproc_per_node=1, device="cpu")
 
@@ -31,12 +32,13 @@ class Hand:
         self.finish: dict[int, int] = {}  # attempt -> code
         self.ended: list[int] = []
         self.over = False
-
-    def newest_step(self) -> int | None:
-        return 10 * len(self.nodes)
+        self.memory = AgentMemory()
+        self.found: list[list[int]] = []  # the steps that were in memory when an attempt began
 
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:
+        self.found.append(self.memory.whole_steps())
         self.nodes.append(node)
+        seal_all(self.memory, 10 * (node.attempt + 1))
         while node.attempt not in self.finish and not self.over:
             try:
                 on_poll()
@@ -148,7 +150,6 @@ def test_a_spare_takes_the_rank_of_a_lost_agent_and_the_lost_one_ends_its_part(n
     nodes.office.hub.give_up(nodes.office.member("b"))
     lost = ending(thread, found)
     assert list(lost.lost) == [1]
-    assert crew.kept_step() is None, "a part of it is lost"
     wait(lambda: nodes.hands["b"].ended == [0])
     thread, found = nodes.attempt(crew, 1)
     nodes.working("spare", 1)
@@ -182,3 +183,48 @@ def test_a_part_that_is_withdrawn_before_it_was_begun_holds_up_nobody(nodes: Nod
     nodes.working("a", 0)
     nodes.office.hub.give_up(nodes.office.member("b"))
     assert list(ending(thread, found).lost) == [1]
+
+
+# -- memory of a node that is lost -----------------------------------------------------------------------------------
+def copied(crew: Crew, *ranks: int) -> None:
+    """Until what memory holds of these nodes is on others, too."""
+    wait(lambda: all(crew._copies_of(rank) for rank in ranks))
+
+
+def test_a_spare_begins_with_the_memory_of_the_node_whose_place_it_takes(nodes: Node2Node) -> None:
+    nodes.add("a", "b", "spare")
+    crew = Crew(nodes.office.hub, nodes=2, total=3)
+    thread, found = nodes.attempt(crew, 0)
+    nodes.working("a", 0)
+    nodes.working("b", 0)
+    wait(lambda: nodes.hands["b"].memory.slots_of(10) and not nodes.hands["b"].memory.slots_of(10)[0].awaits_copy)
+    nodes.office.hub.give_up(nodes.office.member("b"))
+    ending(thread, found)
+    copied(crew, 1)
+    assert crew.kept_step() == 10, "of the lost node on the other one"
+    thread, found = nodes.attempt(crew, 1)
+    nodes.working("spare", 1)
+    assert nodes.hands["spare"].found == [[10]], "before its workers start"
+    assert contents_of(nodes.hands["spare"].memory, 10) == contents_of(nodes.hands["b"].memory, 10)
+    for place in ("a", "spare"):
+        nodes.hands[place].finish[1] = 0
+    ending(thread, found)
+
+
+def test_without_the_neighbour_nothing_of_a_lost_node_is_left(nodes: Node2Node) -> None:
+    nodes.add("a", "b", "c", "spare", "other spare")
+    crew = Crew(nodes.office.hub, nodes=3, total=5)
+    thread, found = nodes.attempt(crew, 0)
+    for place in "abc":
+        nodes.working(place, 0)
+    wait(lambda: all(not nodes.hands[place].memory.oldest_slots()[0].awaits_copy for place in "abc"))
+    for place in "bc":  # b's copy is on c
+        nodes.office.hub.give_up(nodes.office.member(place))
+    ending(thread, found)
+    assert crew.kept_step() is None
+    thread, found = nodes.attempt(crew, 1)
+    nodes.working("spare", 1)
+    assert nodes.hands["spare"].found == [[]]
+    for place in ("a", "spare", "other spare"):
+        nodes.hands[place].finish[1] = 0
+    ending(thread, found)
