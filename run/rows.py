@@ -161,7 +161,7 @@ class Surviving:
         return not self.back or not any(float(row["time"]) <= when and step > to for when, to in self.back)
 
 
-def in_order(rows: Iterable[JsonObject]) -> Iterator[JsonObject]:
+def each_step_once(rows: Iterable[JsonObject]) -> Iterator[JsonObject]:
     """Each step once, of validations each set of a step once, by its name. Holds the rows of one step.
 
     A row that comes after those of later steps is there twice: a store had taken it already.

@@ -29,7 +29,7 @@ from launchyard.run import layout
 from launchyard.run.events import PROCESS_STARTED, REWOUND, STARTED, UPDATE_SKIPPED, is_event
 from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import Surviving, in_order, is_row, is_sample, is_tasks_point
+from launchyard.run.rows import Surviving, each_step_once, is_row, is_sample, is_tasks_point
 from launchyard.storage import damage, files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
@@ -380,7 +380,7 @@ class RunDir:
         An attempt that resumed at step s replaces the rows of earlier attempts after s; so does one that goes back.
         No more is held than the rows of one step: what calls it should not either, for runs are long.
         """
-        return in_order(
+        return each_step_once(
             row
             for attempt, surviving in self.surviving().items()
             for row in self.attempt_rows(kind, attempt)

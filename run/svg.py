@@ -21,7 +21,7 @@ TOP = 12.0
 BOTTOM = 26.0
 MAX_POINTS = 1000
 MAX_DOTS = 120  # of more, dots hide each other and what lies below: they are a line
-MAX_MARKS = 30  # and more marks hide the curve: they stand on the axis alone
+MARKS_IN_FULL = 30  # and more marks hide the curve: they stand on the axis alone
 CELL = 4.0  # places of a time line: what is smaller shares one
 FILE_WIDTH = 720.0
 FILE_HEIGHT = 400.0
@@ -110,7 +110,7 @@ def curve(
     frame = _Frame(*x_bounds, 0.0 if from_zero else low, high, width, height)
     parts = [_open(width, height, label), *frame.grid(form, x_form)]
     inside = [mark for mark in marks if x_bounds[0] <= mark.x <= x_bounds[1]]
-    crowded = len(inside) > MAX_MARKS
+    crowded = len(inside) > MARKS_IN_FULL
     inside = _apart(inside, frame.x, CELL) if crowded else inside
     parts += [frame.mark(mark, short=crowded) for mark in inside]
     parts += [frame.line(line) for line in lines]

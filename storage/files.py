@@ -104,8 +104,8 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
         return file.read() if length is None else file.read(length)
 
 
-BLOCK_BYTES = 1 << 20
-STORE_BLOCK_BYTES = 8 << 20  # a part of a log in a store is one request
+_BLOCK_BYTES = 1 << 20
+_STORE_BLOCK_BYTES = 8 << 20  # a part of a log in a store is one request
 
 
 def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
@@ -116,14 +116,14 @@ def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
     if not is_remote(path):
         with open(normal(path), "rb") as file:
             file.seek(start)
-            while block := file.read(BLOCK_BYTES):
+            while block := file.read(_BLOCK_BYTES):
                 yield block
         return
     while True:
-        block = read(path, start, STORE_BLOCK_BYTES)
+        block = read(path, start, _STORE_BLOCK_BYTES)
         yield block
         start += len(block)
-        if len(block) < STORE_BLOCK_BYTES:
+        if len(block) < _STORE_BLOCK_BYTES:
             return
 
 

@@ -86,7 +86,7 @@ LIGHT = sorted(
     if "dashboards" not in path.parts  # a tool of ours, which needs the SDK of Grafana
 )
 # All that a light file may load as it is imported, besides the standard library and other light files.
-LIGHT_PACKAGES = {"click", "pydantic", "yaml", "platformdirs"}
+LIGHT_PACKAGES = {"click", "pydantic", "pydantic_core", "yaml", "platformdirs"}
 # Names that must not be in memory after the launcher has started.
 HEAVY = (
     "torch",

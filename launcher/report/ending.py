@@ -7,7 +7,7 @@ from typing import IO
 
 from launchyard.launcher.format import duration, first_line, table
 from launchyard.launcher.report.metric_tables import loss_of
-from launchyard.launcher.report.steps import Steps, read_steps
+from launchyard.launcher.report.steps import StepSums, read_steps
 from launchyard.launcher.report.terminal_chart import loss_chart
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.logs import log_of
@@ -35,7 +35,7 @@ def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) 
     return [*lines, *_next_commands(record, RunFacts(run).run_id)]
 
 
-def _headline(run: RunDir, record: OutcomeRecord, steps: Steps) -> str:
+def _headline(run: RunDir, record: OutcomeRecord, steps: StepSums) -> str:
     parts = [f"{record.step} steps" if record.step is not None else ""]
     attempts = run.attempts()
     if attempts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from launchyard.launcher.format import count
-from launchyard.launcher.report.steps import Norms
+from launchyard.launcher.report.steps import PartNorms
 from launchyard.run.svg import Line, Mark, curve
 from launchyard.storage.damage import JsonObject
 
@@ -13,7 +13,7 @@ MOST_DRAWN = 6  # as many as there are colours
 HEAD = ("part", "first", "median", "largest", "at step", "last")
 
 
-def page_gradients(norms: Mapping[str, Norms], marks: Sequence[Mark]) -> JsonObject | None:
+def page_gradients(norms: Mapping[str, PartNorms], marks: Sequence[Mark]) -> JsonObject | None:
     """None of a run that has none."""
     if not norms:
         return None
@@ -37,6 +37,6 @@ def page_gradients(norms: Mapping[str, Norms], marks: Sequence[Mark]) -> JsonObj
     }
 
 
-def _row(name: str, norms: Norms) -> list[str]:
+def _row(name: str, norms: PartNorms) -> list[str]:
     figures = (norms.first, norms.median, norms.largest)
     return [name, *(f"{value:.3g}" for value in figures), f"{norms.largest_at:,.0f}", f"{norms.last:.3g}"]

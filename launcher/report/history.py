@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
-from launchyard.launcher.report.steps import AttemptSteps, Steps
+from launchyard.launcher.report.steps import AttemptSteps, StepSums
 from launchyard.launcher.runs.checkpoints import Saved, list_saved
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import RunState, state_of
@@ -64,7 +64,7 @@ class Story:
     plan: dict[str, Any]
     recipe: str
     code: dict[str, Any]
-    steps: Steps
+    steps: StepSums
     validation: list[dict[str, Any]]
     attempts: list[AttemptStory]
     goodput: Goodput | None
@@ -113,7 +113,7 @@ class _Seen:
     def __init__(self, run: RunDir) -> None:
         self._surviving = run.surviving()
         self._reached = 0
-        self.steps = Steps()
+        self.steps = StepSums()
         self.by_attempt: dict[int, AttemptSteps] = {}
 
     def passing(self, facts: AttemptFacts) -> AttemptFacts:

@@ -18,7 +18,7 @@ from launchyard.launcher.report.gradients import page_gradients
 from launchyard.launcher.report.history import AttemptStory, Story
 from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
-from launchyard.launcher.report.steps import Steps
+from launchyard.launcher.report.steps import StepSums
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
@@ -175,7 +175,7 @@ def _gradients(story: Story) -> JsonObject | None:
     return None if found is None else {**found, "drawn": [_svg(one) for one in found["drawn"]]}
 
 
-def _small_curves(steps: Steps, marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
+def _small_curves(steps: StepSums, marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
     """Titles, each with its drawing."""
     for key, title, colour in (
         ("tokens_per_second", "Tokens per second", "c2"),

@@ -18,7 +18,7 @@ MEDIANS = ("tokens_per_second", "mfu")
 NORMS = (("grad_norms", ""), ("group_grad_norms", "group "))
 
 
-class Norms:
+class PartNorms:
     """The gradient norms of one part: of many of them each second, fourth … is kept. Their largest is exact."""
 
     def __init__(self, most: int = 4096) -> None:
@@ -57,7 +57,7 @@ class Norms:
         return list(zip(self._xs, self._ys, strict=True))
 
 
-class Steps:
+class StepSums:
     """Of the rows that count, each added once, in order."""
 
     def __init__(self) -> None:
@@ -66,12 +66,12 @@ class Steps:
         self.last: JsonObject = {}
         self.curves = {key: Course() for key in DRAWN}
         self._values = {key: array("d") for key in MEDIANS}
-        self._norms: dict[str, dict[str, Norms]] = {kind: {} for kind, _ in NORMS}
+        self._norms: dict[str, dict[str, PartNorms]] = {kind: {} for kind, _ in NORMS}
 
     def add(self, row: JsonObject) -> None:
         step = int(row["step"])
         if self.count and step <= int(self.last["step"]):
-            return  # there twice, as run.rows.in_order tells
+            return  # there twice, as run.rows.each_step_once tells
         if not self.count:
             self.first = row
         self.last = row
@@ -84,10 +84,10 @@ class Steps:
                 values.append(float(value))
         for kind, named in self._norms.items():
             for name, norm in (row.get(kind) or {}).items():
-                named.setdefault(name, Norms()).add(step, float(norm))
+                named.setdefault(name, PartNorms()).add(step, float(norm))
 
     @property
-    def norms(self) -> dict[str, Norms]:
+    def norms(self) -> dict[str, PartNorms]:
         """By part of the model, then by group of the optimizer."""
         return {f"{before}{name}": one for kind, before in NORMS for name, one in self._norms[kind].items()}
 
@@ -151,8 +151,8 @@ class AttemptSteps:
         self.phases.add(row.get("phases") or {})
 
 
-def read_steps(rows: Iterable[JsonObject]) -> Steps:
-    found = Steps()
+def read_steps(rows: Iterable[JsonObject]) -> StepSums:
+    found = StepSums()
     for row in rows:
         found.add(row)
     return found

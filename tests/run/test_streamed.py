@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.run.append import Appender, complete_lines
-from launchyard.run.rows import Surviving, in_order
+from launchyard.run.rows import Surviving, each_step_once
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import Course, thin
 from launchyard.run.tail import RowTail
@@ -67,7 +67,7 @@ def test_the_rows_that_count_are_those_of_the_newest_attempt_that_made_each(
 
 def test_lines_that_a_store_took_twice_count_once() -> None:
     once = [row(1), row(2, set="b"), row(2, set="a"), row(2), row(3)]
-    found = list(in_order([*once, *once[1:], row(4)]))
+    found = list(each_step_once([*once, *once[1:], row(4)]))
     assert [(one["step"], one.get("set")) for one in found] == [
         (1, None), (2, None), (2, "a"), (2, "b"), (3, None), (4, None)
     ]  # fmt: skip

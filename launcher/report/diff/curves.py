@@ -138,8 +138,8 @@ def _at_tokens(first: Iterable[AnyRow], second: Iterable[AnyRow]) -> Iterator[tu
             yield tokens, _number(row["loss"]), losses[after - 1]
         elif 0 < after < len(places):
             share = (tokens - places[after - 1]) / (places[after] - places[after - 1])
-            low, high = losses[after - 1], losses[after]
-            yield tokens, _number(row["loss"]), low + share * (high - low)
+            low = losses[after - 1]
+            yield tokens, _number(row["loss"]), low + share * (losses[after] - low)
 
 
 def _gap(points: Iterable[tuple[float, float, float]]) -> Gap | None:

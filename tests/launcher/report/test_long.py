@@ -13,7 +13,7 @@ import pytest
 from launchyard.launcher.report.history import read_story
 from launchyard.launcher.report.html import report_page
 from launchyard.run.rundir import RunDir
-from launchyard.run.svg import CELL, MAX_DOTS, MAX_MARKS, Bar, Lane, Line, Mark, curve, timeline
+from launchyard.run.svg import CELL, MARKS_IN_FULL, MAX_DOTS, Bar, Lane, Line, Mark, curve, timeline
 from tests.launcher.report.long_runs import Size, cost_of, long_run
 
 STEPS = 25_000
@@ -77,7 +77,7 @@ def test_the_clock_begins_with_what_is_drawn() -> None:
     assert ">900 s<" in late and ">0 s<" not in late
 
 
-@pytest.mark.parametrize(("most", "what"), [(MAX_DOTS, "dots"), (MAX_MARKS, "marks")])
+@pytest.mark.parametrize(("most", "what"), [(MAX_DOTS, "dots"), (MARKS_IN_FULL, "marks")])
 def test_many_hide_nothing(most: int, what: str) -> None:
     def drawn(count: int) -> str:
         points = [(float(n), n % 7.0) for n in range(count)]
