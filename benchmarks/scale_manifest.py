@@ -74,7 +74,7 @@ def file_of(parts: dict[str, tuple[str, Extent, Extent, Extent]], header_bytes: 
     body = pieces = 0
     for (*_, box), tensors in Counter(parts.values()).items():
         body += tensors * DTYPE_BYTES["F32"] * math.prod(box)
-        pieces += tensors * sum(1 for _ in layouts.cut("F32", box, PIECE_BYTES))
+        pieces += tensors * sum(1 for _ in layouts.cut_rows("F32", box, PIECE_BYTES))
     n_bytes = header_bytes + body + HASH_BYTES * pieces
     return FileEntry(
         bytes=n_bytes, header_bytes=header_bytes, header_xxh3="0" * 16, pieces=pieces, hashes_xxh3="0123456789abcdef"

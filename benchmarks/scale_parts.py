@@ -20,11 +20,11 @@ import scale_manifest
 import torch
 
 from launchyard.host.locks import try_lock
+from launchyard.launcher.runs.overview.look import look_at
 from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run import events, layout
-from launchyard.run.look import look_at
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -149,15 +149,15 @@ def counted_requests() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def counted_manifests() -> Iterator[list[int]]:
-    """The bytes of every read of a manifest inside."""
-    heard: list[int] = []
+def counted_manifests() -> Iterator[list[bool]]:
+    """For every read of a manifest inside, whether it is of the whole."""
+    heard: list[bool] = []
     real = files.read
 
     def read(path: str, start: int = 0, length: int | None = None) -> bytes:
         raw = real(path, start, length)
         if path.endswith(layout.MANIFEST):
-            heard.append(len(raw))
+            heard.append(length is None)
         return raw
 
     files.read = read
@@ -198,14 +198,13 @@ def resume(folder: Path) -> Iterator[Grown]:
     beginnings, whole = [], []
     for count in sizes:
         run = make_run(str(folder / str(count)), attempts=1, checkpoints=count)
-        size = files.size(run.path(layout.manifest(EVERY)))
         run.claim_attempt(job_of(1))
         with counted_manifests() as heard:
             saver = saver_of(run, 1, cleans=True)
             assert saver.load_newest(shards_of()) is not None
             saver.save((count + 1) * EVERY, shards_of(), {}, "permanent")
             saver.wait(must_succeed=True)
-        whole.append(sum(one >= size - 64 for one in heard))
+        whole.append(sum(heard))
         beginnings.append(len(heard) - whole[-1])
     yield Grown("manifests read whole", "manifests", sizes, whole)
     yield Grown("beginnings of manifests read", "reads", sizes, beginnings)

@@ -431,7 +431,7 @@ class RunDir:
         return list(self._lines_of(name, is_event))
 
     def told_checkpoint(self) -> int | None:
-        """The step of the newest checkpoint, where its records are taken at their word: see run/look.py."""
+        """The step of the newest checkpoint, where a look takes its records at their word."""
         return None
 
     def starts(self) -> dict[int, int]:

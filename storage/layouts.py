@@ -18,7 +18,7 @@ HASHES = "xxh3"  # the last entry of a file; those of pieces are called `key@off
 HASH_BYTES = 8
 Extent = tuple[int, ...]
 Part = tuple[int, Extent, Extent]  # number of its file, first element of each axis, elements of each axis
-Layout = tuple[Part, ...]
+PartList = tuple[Part, ...]
 
 
 def piece_rows(dtype: str, sizes: Extent, piece_bytes: int) -> int:
@@ -26,7 +26,7 @@ def piece_rows(dtype: str, sizes: Extent, piece_bytes: int) -> int:
     return max(1, piece_bytes // max(1, DTYPE_BYTES[dtype] * math.prod(sizes[1:])))
 
 
-def cut(dtype: str, sizes: Extent, piece_bytes: int) -> Iterator[tuple[int, int]]:
+def cut_rows(dtype: str, sizes: Extent, piece_bytes: int) -> Iterator[tuple[int, int]]:
     """(first row, rows) of each piece of a part; a scalar is one piece."""
     total = sizes[0] if sizes else 1
     rows = piece_rows(dtype, sizes, piece_bytes)
@@ -54,7 +54,7 @@ class FilePlaces:
     pieces: array[int]
 
 
-def places(parts: Iterable[tuple[str, Part | None]], *, header_bytes: int, piece_bytes: int) -> FilePlaces:
+def part_places(parts: Iterable[tuple[str, Part | None]], *, header_bytes: int, piece_bytes: int) -> FilePlaces:
     """The places in one file of all tensors, in order: each as its dtype and its part there, if it has one.
 
     One place more than there are tensors: the end of the last is where the hashes begin.
@@ -88,7 +88,7 @@ class Joined:
     """What all ranks write: (dtype, shape, number of the layout) by key, in order, and the layouts."""
 
     tensors: dict[str, tuple[str, Extent, int]]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[PartList, ...]
 
 
 def told_parts(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from launchyard.storage import files, layouts
 from launchyard.storage.at_once import at_once
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.layouts import HASH_BYTES, Extent, FilePlaces, Layout, Part
+from launchyard.storage.layouts import HASH_BYTES, Extent, FilePlaces, Part, PartList
 from launchyard.storage.safetensors import DTYPE_BYTES, torch_dtype
 
 MANIFEST = "manifest.json"
@@ -109,7 +109,7 @@ class Manifest(BaseModel):
     piece_bytes: int = Field(default=0, description="Parts are cut into pieces of so many bytes at most, or of a row.")
     files: dict[str, FileEntry] = Field(description="By name.")
     tensors: dict[str, TensorEntry] = Field(description="By key: `model.` weights, `optimizer.` moments.")
-    layouts: tuple[Layout, ...] = Field(
+    layouts: tuple[PartList, ...] = Field(
         default=(),
         description="Ways in which tensors are cut: of each part the number of its file among `files`, the first "
         "element of each axis, and the elements of each axis.",
@@ -308,7 +308,7 @@ class OpenShards:
         manifest = self.manifest
         number = self._names.index(name)
         parts = ((one.dtype, self._part_in(one, number)) for one in manifest.tensors.values())
-        found = layouts.places(parts, header_bytes=entry.header_bytes, piece_bytes=manifest.piece_bytes)
+        found = layouts.part_places(parts, header_bytes=entry.header_bytes, piece_bytes=manifest.piece_bytes)
         end = entry.bytes - HASH_BYTES * entry.pieces
         if entry.pieces and (found.starts[-1], found.pieces[-1]) != (end, entry.pieces):
             raise CorruptError(f"{self._folder}/{name}: its parts are not as long as {MANIFEST} says")
@@ -353,7 +353,7 @@ class OpenShards:
         at = self._number[key]
         start = places.starts[at]
         row_bytes = DTYPE_BYTES[entry.dtype] * math.prod(sizes[1:])
-        cuts = layouts.cut(entry.dtype, sizes, self.manifest.piece_bytes)
+        cuts = layouts.cut_rows(entry.dtype, sizes, self.manifest.piece_bytes)
         for hashed, (first, rows) in enumerate(cuts, start=places.pieces[at]):
             yield TensorPiece.model_construct(
                 offsets=(offsets[0] + first, *offsets[1:]) if sizes else (),

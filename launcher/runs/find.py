@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.overview.look import look_at
 from launchyard.launcher.runs.registry import Registered, registered
 from launchyard.run.layout import PLAN
-from launchyard.run.look import look_at
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.files import typed_path
@@ -28,7 +28,7 @@ def find(run: str) -> RunDir:
 
 
 def find_to_look(run: str) -> RunDir:
-    """The same for one look, with few requests: see run/look.py."""
+    """The same for one look, with few requests: see launcher/runs/overview/look.py."""
     with user_errors():
         return _find(run, look_at)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.launcher.runs.overview.look import Look, look_at
 from launchyard.launcher.runs.state import state_of
 from launchyard.run import events, layout
-from launchyard.run.look import Look, look_at
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage.stores.fsspec import FsspecStore

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.storage.layouts import Extent, cut, join, places, told_parts
+from launchyard.storage.layouts import Extent, cut_rows, join, part_places, told_parts
 
 Written = dict[str, tuple[str, Extent, Extent, Extent]]
 
@@ -70,12 +70,12 @@ def test_a_word_and_the_layouts_do_not_grow_with_tensors_that_are_cut_alike() ->
 @pytest.mark.parametrize("piece_bytes", [1, 64, 1 << 20])
 def test_places_are_those_of_the_pieces_one_after_the_other(piece_bytes: int) -> None:
     parts = [("F32", (0, (0, 0), (7, 5))), ("BF16", None), ("BF16", (0, (3,), (9,))), ("F32", (0, (), ()))]
-    found = places(parts, header_bytes=100, piece_bytes=piece_bytes)
+    found = part_places(parts, header_bytes=100, piece_bytes=piece_bytes)
     at, pieces = 100, 0
     for number, (dtype, part) in enumerate(parts):
         assert (found.starts[number], found.pieces[number]) == (at, pieces)
         if part is not None:
-            cuts = list(cut(dtype, part[2], piece_bytes))
+            cuts = list(cut_rows(dtype, part[2], piece_bytes))
             assert sum(rows for _, rows in cuts) == (part[2][0] if part[2] else 1)
             at += math.prod(part[2]) * (4 if dtype == "F32" else 2)
             pieces += len(cuts)

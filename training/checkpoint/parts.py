@@ -76,7 +76,7 @@ def _pieces(shards: Mapping[str, Shard]) -> Iterator[tuple[str, Extent, str, Ten
     """(key, offsets, dtype, tensor) of each piece, in the order of the file."""
     for key, (dtype, _, offsets, sizes) in written_parts(shards).items():
         tensor = shards[key].tensor
-        for first, rows in layouts.cut(dtype, sizes, PIECE_BYTES):
+        for first, rows in layouts.cut_rows(dtype, sizes, PIECE_BYTES):
             if sizes:
                 yield key, (offsets[0] + first, *offsets[1:]), dtype, tensor[first : first + rows]
             else:

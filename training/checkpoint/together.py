@@ -7,20 +7,23 @@ goes over the network. Knows no files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.layouts import Extent, Joined, RankParts, join, told_parts
 from launchyard.storage.shards import FileEntry
 from launchyard.training.distributed import from_rank_zero, is_connected, to_rank_zero
 
-Value = TypeVar("Value")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_Value = TypeVar("_Value")
 
 
 class Together:
     """All ranks, over a process group of their own (None: the usual one)."""
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: ProcessGroup | None = None) -> None:
         self._group = group
         self._reference: tuple[str, ...] | None = None  # the keys of rank 0
         self._told: RankParts | None = None
@@ -81,7 +84,7 @@ class Together:
             raise error
 
 
-def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+def _outcome(action: Callable[[], _Value]) -> tuple[_Value | None, Exception | None]:
     try:
         return action(), None
     except Exception as error:

@@ -24,7 +24,7 @@ from launchyard.storage import damage, files, local
 FILE = "settled.json"
 _FOLDERS = ("", layout.ATTEMPTS, layout.SUBMISSIONS, layout.CHECKPOINTS, layout.METRICS)
 _ENDED = ("completed", "stopped", "failed")
-Seen = list[list[int] | None]  # of each folder: inode, and time of the last change
+_Seen = list[list[int] | None]  # of each folder: inode, and time of the last change
 
 
 class Settled:
@@ -78,8 +78,8 @@ def _is_settled(state: RunState) -> bool:
     )
 
 
-def _look(url: str) -> Seen:
-    found: Seen = []
+def _look(url: str) -> _Seen:
+    found: _Seen = []
     for folder in _FOLDERS:
         try:
             facts = os.stat(f"{url}/{folder}")
