@@ -70,7 +70,7 @@ class Live:
     def happened(self, attempt: int, event: str) -> bool:
         return any(one["event"] == event for one in self.run.events(attempt))
 
-    def wait(self, done: Any, seconds: float = 90.0) -> Any:
+    def wait(self, done: Any, seconds: float = 240.0) -> Any:
         end = time.monotonic() + seconds
         while not (value := done()):
             assert time.monotonic() < end, self.looks()

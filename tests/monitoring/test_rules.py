@@ -18,7 +18,7 @@ from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.metric_table import METRICS
 from tests.monitoring.made import Made
 
-pytestmark = pytest.mark.monitoring
+pytestmark = [pytest.mark.monitoring, pytest.mark.timeout(300)]
 SHIPPED = monitoring_folder()
 CASES = sorted((SHIPPED / "tests").glob("*.yml"))
 

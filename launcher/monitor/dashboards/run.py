@@ -306,6 +306,7 @@ def attempts() -> list[Any]:
             "Agreed stops",
             "As many as the scheduler wanted; each cost no step.",
             (f"sum by (source) (trainer_preemptions_total{{{RUN}}})", "{{source}}"),
+            span=12,
             low=0,
         ),
         lines(
@@ -315,6 +316,7 @@ def attempts() -> list[Any]:
             (f"max(launcher_run_notice_seconds{{{RUN}}})", "notice"),
             (f"max(trainer_preempt_grace_seconds{{{RUN}}})", "patience of the agent"),
             unit="s",
+            span=12,
             low=0,
             log=True,
         ),
