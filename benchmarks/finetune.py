@@ -7,7 +7,8 @@ WHEEL is the wheel of the PyPI package evals, whose questions with their answers
 on all linears, loss on the answers. Tokens are those of rows, not of padding; seconds are of the CPU; the memory is the
 peak resident set of the process. peft trains as its users do: rows padded to the longest, AdamW, the model's own loss.
 LitGPT has the step of its own command: the same padding, the head in chunks of 128, its chunked loss; MODEL is then one
-that `litgpt convert_to_litgpt` has been through. Needs transformers, and the peers that are asked for.
+that `litgpt convert_to_litgpt` has been through. trl has its SFTTrainer's collator and loss, with what that measures
+beside. Needs transformers, and the peers that are asked for.
 """
 
 from __future__ import annotations
@@ -146,6 +147,38 @@ def with_peft(model: str, precision: str) -> Step:
     return as_users_step(adapted, loss_of)
 
 
+def with_trl(model: str, precision: str) -> Step:
+    """SFTTrainer's model, collator and loss, which measures entropy and accuracy of tokens too, as by default."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    known = {"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}  # of a row; the rows themselves come step by step
+    words = {"bf16": False, "gradient_checkpointing": False, "report_to": "none", "use_cpu": True}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
+            SFTConfig(output_dir=folder, per_device_train_batch_size=ROWS_A_STEP, **words),
+            train_dataset=Dataset.from_list([known]),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=lora,
+        )
+    adapted = trainer.model.train()
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            parameter.data.copy_(first_a(our_name(name), *parameter.shape))
+
+    def loss_of(rows: list[Row]) -> Any:
+        examples = [{"input_ids": ids, "completion_mask": [int(n >= at) for n in range(len(ids))]} for ids, at in rows]
+        return trainer.compute_loss(adapted, trainer.data_collator(examples))
+
+    return as_users_step(adapted, loss_of)
+
+
 def as_users_step(adapted: Any, loss_of: Callable[[list[Row]], Any]) -> Step:
     """AdamW on what trains, after clipping."""
     import torch
@@ -273,6 +306,7 @@ SIDES: dict[str, Callable[[str, str], Step]] = {
     "launchyard": with_launchyard,
     "peft": with_peft,
     "litgpt": with_litgpt,
+    "trl": with_trl,
 }
 
 

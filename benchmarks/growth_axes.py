@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 import xxhash
 
+from launchyard.launcher.report.history import read_story
 from launchyard.launcher.report.html import report_page
 from launchyard.launcher.report.metric_tables import step_table
-from launchyard.launcher.runs.history import read_story
 from launchyard.launcher.runs.state import state_of
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import flops_per_token, n_params

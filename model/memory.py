@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from launchyard.host.devices import Device
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapt.targets import prompted, scaled, updates
 from launchyard.model.adapter import LOW_RANK, Adapter
@@ -53,7 +54,6 @@ def logit_rows(vocab_size: int, device: str) -> int:
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
-Device = Literal["cpu", "cuda"]
 Checkpointing = Literal["none", "full", "op"]
 
 
@@ -90,9 +90,8 @@ def training_memory(
     """Bytes per worker: weights, gradients, optimizer (AdamW), activations, and `total`, the peak of a step.
 
     Weights, gradients and moments are cut over `shards`, the last two only of trained parameters; their types, and that
-    of frozen weights, are those of the precision;
-    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights, and
-    so does the buffer in which quantised matrices are made plain.
+    of frozen weights, are those of the precision; parameters gathered in full (table, head and final norm for the whole
+    step, and two blocks) count as weights, and so does the buffer in which quantised matrices are made plain.
     Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
     total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
     """
@@ -103,9 +102,9 @@ def training_memory(
     gradients = stored_bytes * n_trained
     layout = parameters(config, adapter)
     stored = sum(_bytes_of(each, stored_bytes if each.trained else element) for each in layout.values())
-    weights = 0 if savings.cpu_offload else math.ceil(stored / shards)
-    if shards * savings.replicas > 1 or savings.cpu_offload or _is_cast_whole(config, layout, precision):
-        weights += _gathered(config, layout, element, level=savings.shard_level)
+    resting = 0 if savings.cpu_offload else math.ceil(stored / shards)
+    cut = shards * savings.replicas > 1 or savings.cpu_offload or _is_cast_whole(config, layout, precision)
+    weights = resting + (_gathered(config, layout, element, level=savings.shard_level) if cut else 0)
     weights += element * _largest_coded(config, layout)
     tokens = micro_batch_size * seq_len // savings.spans
     each = element * tokens
@@ -134,7 +133,22 @@ def training_memory(
         gradients = n_trained = 0
     optimizer = (2 * NUMBER_BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
     memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
-    return memory | {"total": weights + optimizer + peak}
+    last = _last_reduction(layout, gradients, precision, shards=shards) if cut and grad_accum_steps == 1 else 0
+    return memory | {"total": optimizer + max(weights + peak, resting + last)}
+
+
+def _last_reduction(layout: Mapping[str, Parameter], gradients: int, precision: Precision, *, shards: int) -> int:
+    """Bytes of gradients at the end of a backward, where FSDP reduces all that is outside blocks as one.
+
+    It is there whole as it was computed, and once more in the type of the reduction, beside the parts of blocks that
+    were reduced before; what was gathered for it is free, and activations are.
+    """
+    types = PRECISIONS[precision]
+    outside = sum(
+        math.prod(one.shape) for name, one in layout.items() if one.trained and not name.startswith("blocks.")
+    )
+    of_blocks = max(0, gradients - NUMBER_BYTES[types.stored] * outside // shards)
+    return of_blocks + (NUMBER_BYTES[types.computed] + NUMBER_BYTES[types.kept]) * outside
 
 
 def _trained_head(config: ModelConfig, layout: Mapping[str, Parameter]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from launchyard.run.layout import grown, grown_part, grown_parts
 from launchyard.run.rundir import RunDir
+from launchyard.storage import files
 
 PART_BYTES = 256 << 10
 
@@ -136,7 +137,7 @@ def complete_lines(run: RunDir, stem: str, lines: list[str]) -> None:
     if not lines:
         return
     if run.local:
-        text = run.read_from(grown(stem), 0).decode(errors="replace")
+        text = _end_of(run.path(grown(stem)), lines[0])
         missing = _missing(lines, text)
         if missing:
             _append_to(run.path(grown(stem)), ("" if text.endswith("\n") or not text else "\n") + missing)
@@ -151,6 +152,22 @@ def complete_lines(run: RunDir, stem: str, lines: list[str]) -> None:
 def _missing(lines: list[str], text: str) -> str:
     there = set(text.splitlines(keepends=True))
     return "".join(line for line in lines if line not in there)
+
+
+def _end_of(path: str, first: str) -> str:
+    """The last lines of a local file, back to one that was written before a line; not all of it: runs are long."""
+    try:
+        size = os.path.getsize(path)
+    except FileNotFoundError:
+        return ""
+    length = PART_BYTES
+    while True:
+        start = max(0, size - length)
+        raw = files.read(path, start)
+        text = raw[raw.find(b"\n") + 1 if start else 0 :].decode(errors="replace")
+        if not start or _time_of(text) < _time_of(first):
+            return text
+        length *= 4
 
 
 def _newest_text(run: RunDir, stem: str, parts: list[int], first: str) -> str:

@@ -18,6 +18,7 @@ from launchyard.run import events, layout
 from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import judged_value
 from launchyard.run.rundir import RunDir
+from launchyard.storage.at_once import at_once
 from launchyard.storage.errors import DamagedError
 from launchyard.storage.shards import ManifestHead, read_head
 
@@ -47,10 +48,24 @@ class RunCheckpoints:
 
     def steps(self) -> Iterator[int]:
         """Steps of all checkpoints that exist, also of those that do not count; newest first."""
-        found = {layout.checkpoint_step(name) for name in self._run.listdir(layout.CHECKPOINTS)} | self._latest_step()
-        for step in sorted((step for step in found if step is not None), reverse=True):
+        at_once(self._run.url, lambda: self._listed, lambda: self._latest)
+        for step in sorted(self._listed | self._latest, reverse=True):
             if self._run.exists(layout.manifest(step)):
                 yield step
+
+    def look_ahead(self) -> None:
+        """Asks at once for what decides which checkpoints count, where a store would be asked for one after the other.
+
+        It is called where a run starts, which waits for the answers.
+        """
+        at_once(
+            self._run.url,
+            lambda: self._attempts,
+            lambda: self._rollbacks,
+            lambda: self._run_id,
+            lambda: self._listed,
+            lambda: self._latest,
+        )
 
     def late(self, step: int) -> str:
         """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
@@ -171,7 +186,13 @@ class RunCheckpoints:
     def _attempts(self) -> list[int]:
         return self._run.attempts()
 
-    def _latest_step(self) -> set[int | None]:
+    @cached_property
+    def _listed(self) -> set[int]:
+        found = (layout.checkpoint_step(name) for name in self._run.listdir(layout.CHECKPOINTS))
+        return {step for step in found if step is not None}
+
+    @cached_property
+    def _latest(self) -> set[int]:
         """The step that was committed last, for stores and network folders whose listings lag."""
         try:
             return {int(self._run.read_json(layout.LATEST)["step"])}

@@ -14,6 +14,7 @@ from launchyard.run.events import FINISHED
 from launchyard.run.layout import STEPS
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 
 CAUSES = {
     "productive": "Steps that the run needed: forward, backward, collectives, optimizer.",
@@ -67,7 +68,7 @@ class AttemptFacts:
     attempt: int
     created: float
     scheduled: bool = False  # its job went through a scheduler's queue
-    rows: Iterable[Mapping[str, Any]] = ()
+    rows: Iterable[JsonObject] = ()
     finished: Mapping[str, Any] | None = None
     outcome: OutcomeRecord | None = None
 
@@ -222,12 +223,15 @@ def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFac
         )
 
 
-def read_goodput(run: RunDir, *, now: float | None = None) -> Goodput | None:
+def read_goodput(
+    run: RunDir, *, now: float | None = None, facts: Sequence[AttemptFacts] | None = None
+) -> Goodput | None:
     """The account of a run; None if it was never submitted.
 
     now: of a run that has not ended, count on until then; by default only to the last thing that it has left.
+    facts: what read_facts has found, by one who wants to see its rows pass.
     """
-    facts = list(read_facts(run))
+    facts = list(read_facts(run)) if facts is None else facts
     submitted = [submission.submitted for submission in run.submissions()]
     ledger = account(submitted, facts)
     if ledger is None:

@@ -50,6 +50,7 @@ STEPS = "steps"  # the kinds of rows
 VALIDATION = "validation"
 TASKS = "tasks"
 SAMPLES = "samples"
+KINDS_OF_ROWS = (STEPS, VALIDATION, TASKS, SAMPLES)
 EVENTS = "events"
 NOTICES = "notices"
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launchyard.host.devices import Device
+
 Outcome = Literal["completed", "stopped", "failed"]
 # The reasons of a run whose job was ended by its scheduler's own command.
 SCANCEL = "scancel"
@@ -22,7 +24,7 @@ class Shape(BaseModel):
 
     nnodes: int = Field(default=1, ge=1, description="Number of nodes.")
     nproc_per_node: int = Field(ge=1, description="Workers on each.")
-    device: Literal["cpu", "cuda"] = Field(description="Of each worker, as it was planned.")
+    device: Device = Field(description="Of each worker, as it was planned.")
 
     @property
     def world_size(self) -> int:

@@ -5,7 +5,8 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -142,6 +143,40 @@ NUMBERS = ("step", "loss", "attempt", "time")
 def is_row(row: JsonObject) -> bool:
     """Returns True for a step or a validation of any version; False for a line that lost what readers rely on."""
     return isinstance(row.get("step"), int) and all(isinstance(row.get(name), int | float) for name in NUMBERS)
+
+
+@dataclass(frozen=True)
+class Surviving:
+    """Which rows of an attempt count: none after the step from which a later attempt went on, and none that it had
+    written before it went back to an earlier step. back: when it did so, and to which.
+    """
+
+    last: float = math.inf
+    back: Sequence[tuple[float, int]] = ()
+
+    def has(self, row: JsonObject) -> bool:
+        step = int(row["step"])
+        if step > self.last:
+            return False
+        return not self.back or not any(float(row["time"]) <= when and step > to for when, to in self.back)
+
+
+def in_order(rows: Iterable[JsonObject]) -> Iterator[JsonObject]:
+    """Each step once, of validations each set of a step once, by its name. Holds the rows of one step.
+
+    A row that comes after those of later steps is there twice: a store had taken it already.
+    """
+    step = -1
+    of_step: dict[str, JsonObject] = {}
+    for row in rows:
+        number = int(row["step"])
+        if number > step:
+            yield from (of_step[name] for name in sorted(of_step))
+            step = number
+            of_step = {}
+        if number == step:
+            of_step[str(row.get("set") or "")] = row
+    yield from (of_step[name] for name in sorted(of_step))
 
 
 def is_of_set(row: JsonObject, name: str = "") -> bool:

@@ -16,6 +16,7 @@ Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touc
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from launchyard.run import layout
 from launchyard.run.events import PROCESS_STARTED, REWOUND, STARTED, UPDATE_SKIPPED, is_event
 from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import is_row, is_sample, is_tasks_point
+from launchyard.run.rows import Surviving, in_order, is_row, is_sample, is_tasks_point
 from launchyard.storage import damage, files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
@@ -78,10 +79,10 @@ class RunDir:
         """FileNotFoundError if there is none."""
         return files.read(self.path(name))
 
-    def read_from(self, name: str, offset: int) -> bytes:
+    def read_from(self, name: str, offset: int, length: int | None = None) -> bytes:
         """Returns the content of a growing file from a byte on; nothing if there is none."""
         try:
-            return files.read(self.path(name), offset)
+            return files.read(self.path(name), offset, length)
         except FileNotFoundError:
             return b""
 
@@ -373,43 +374,47 @@ class RunDir:
         """The surviving rows of a kind, one per step, of validations one per step and set, in order.
 
         An attempt that resumed at step s replaces the rows of earlier attempts after s; so does one that goes back.
+        No more is held than the rows of one step: what calls it should not either, for runs are long.
         """
-        surviving: dict[tuple[int, str], JsonObject] = {}
-        names = self.listdir(layout.METRICS)
-        for number in self.attempts():
-            found = self.events(number)
-            if (start := self._start_of(number, found)) is None:
+        return in_order(
+            row
+            for attempt, surviving in self.surviving().items()
+            for row in self.attempt_rows(kind, attempt)
+            if surviving.has(row)
+        )
+
+    def surviving(self) -> dict[int, Surviving]:
+        """Which rows count of each attempt that started, oldest first."""
+        found: dict[int, Surviving] = {}
+        last = math.inf
+        for number in reversed(self.attempts()):
+            recorded = self.events(number)
+            if (start := self._start_of(number, recorded)) is None:
                 continue
-            back = [(float(event["time"]), int(event["step"])) for event in found if event["event"] == REWOUND]
-            first = min([start, *(step for _, step in back)])
-            surviving = {key: row for key, row in surviving.items() if key[0] <= first}
-            rows = _not_taken_back(self._rows_in(names, kind, number), back)
-            surviving.update(((int(row["step"]), str(row.get("set") or "")), row) for row in rows)
-        yield from (surviving[key] for key in sorted(surviving))
+            back = [(float(event["time"]), int(event["step"])) for event in recorded if event["event"] == REWOUND]
+            found[number] = Surviving(last, back)
+            last = min([last, start, *(step for _, step in back)])
+        return dict(reversed(found.items()))
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
         """All rows of a kind that one attempt wrote, also those that did not survive."""
-        yield from self._rows_in(self.listdir(layout.METRICS), kind, attempt)
-
-    def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[JsonObject]:
         is_valid = {layout.TASKS: is_tasks_point, layout.SAMPLES: is_sample}.get(kind, is_row)
-        for name in names:
+        for name in self.listdir(layout.METRICS):
             if layout.is_grown(name, layout.rows_prefix(kind, attempt)):
                 yield from self._lines_of(f"{layout.METRICS}/{name}", is_valid)
 
-    def _lines_of(self, name: str, is_valid: Callable[[JsonObject], bool]) -> list[JsonObject]:
-        """The lines of a log; damage is reported and skipped."""
+    def _lines_of(self, name: str, is_valid: Callable[[JsonObject], bool]) -> Iterator[JsonObject]:
+        """The lines of a log, as they are read; damage is reported and skipped."""
         path = self.path(name)
+        bad: list[int] = []
         try:
-            found, bad = damage.parse_lines(self.read_bytes(name), is_valid)
+            yield from damage.stream_objects(files.read_blocks(path), is_valid, bad)
         except OSError as error:
             if not damage.unreadable(error):
                 raise
             damage.report_damage(f"{path} cannot be read: {error.strerror}")
-            return []
         if bad:
             damage.report_damage(f"{path}: {damage.skipped(bad)}")
-        return found
 
     def events(self, attempt: int) -> list[JsonObject]:
         """Returns the events of rank 0: {"event": …, "time": …, …}, see run/events.py."""
@@ -463,13 +468,6 @@ class RunDir:
 
     def clear_stop(self) -> None:
         self.clear(layout.STOP)
-
-
-def _not_taken_back(rows: Iterator[JsonObject], back: list[tuple[float, int]]) -> Iterator[JsonObject]:
-    """Without those that an attempt had written before it went back to an earlier step. back: when, and to which."""
-    for row in rows:
-        if not any(float(row["time"]) <= when and int(row["step"]) > step for when, step in back):
-            yield row
 
 
 def left_out_steps(run: RunDir) -> Iterator[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -192,6 +193,57 @@ def thin(points: Sequence[Point]) -> list[Point]:
     size = -(-len(points) // MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size or 1)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+class Course:
+    """The points of a line, added in order: of more than twice `most`, means of equal runs of them, as thin() makes
+    them, so that no line is ever long. Points that are not finite are left out.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._xs = array("d")
+        self._ys = array("d")
+        self._most = most
+        self._each = 1  # how many make one
+        self._count = 0  # and how many of the next one are there
+        self._sum = 0.0
+        self._x = 0.0
+
+    def add(self, x: float, y: float) -> None:
+        if not math.isfinite(y):
+            return
+        self._x = x
+        self._sum += y
+        self._count += 1
+        if self._count == self._each:
+            self._close()
+            if len(self._xs) == 2 * self._most:
+                self._halve()
+
+    def _close(self) -> None:
+        self._xs.append(self._x)
+        self._ys.append(self._sum / self._count)
+        self._sum = 0.0
+        self._count = 0
+
+    def _halve(self) -> None:
+        self._xs = self._xs[1::2]
+        self._ys = array("d", ((one + other) / 2 for one, other in zip(self._ys[::2], self._ys[1::2], strict=True)))
+        self._each *= 2
+
+    def back_to(self, x: float) -> None:
+        """Takes back what is after x."""
+        while self._xs and self._xs[-1] > x:
+            self._xs.pop()
+            self._ys.pop()
+        if self._count and self._x > x:
+            self._sum = 0.0
+            self._count = 0
+
+    @property
+    def points(self) -> list[Point]:
+        rest = [(self._x, self._sum / self._count)] if self._count else []
+        return [*zip(self._xs, self._ys, strict=True), *rest]
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:

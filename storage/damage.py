@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from pydantic_core import from_json
 
 from launchyard.storage.errors import StoreError
 
@@ -49,14 +51,50 @@ def parse_lines(raw: bytes, is_valid: Callable[[JsonObject], bool]) -> tuple[lis
 
     A last line that a kill cut short is left out.
     """
-    found: list[JsonObject] = []
     bad: list[int] = []
-    for number, row in _lines(raw):
+    return list(stream_objects([raw], is_valid, bad)), bad
+
+
+def stream_objects(
+    blocks: Iterable[bytes], is_valid: Callable[[JsonObject], bool], bad: list[int]
+) -> Iterator[JsonObject]:
+    """The same of a log that is read block by block: its valid objects; numbers of other lines are added to `bad`."""
+    for number, line in enumerate(stream_lines(blocks), start=1):
+        row = parse_line(line)
         if row is not None and is_valid(row):
-            found.append(row)
-        else:
+            yield row
+        elif line.strip():
             bad.append(number)
-    return found, bad
+
+
+def stream_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The complete lines of a log, without their ends.
+
+    NUL bytes in place of a last line are what a power cut leaves, and no line that somebody still writes.
+    """
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if b"\0" in rest:
+        yield rest
+
+
+def parse_line(line: bytes) -> JsonObject | None:
+    """The object that a line holds; None if it holds none."""
+    try:
+        row = from_json(line, cache_strings="keys")
+    except ValueError:
+        row = _parse_anything(line)
+    return row if isinstance(row, dict) else None
+
+
+def _parse_anything(line: bytes) -> object:
+    """What json.dumps may write and the fast parser refuses, such as half of a surrogate pair."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def skipped(numbers: list[int]) -> str:
@@ -64,19 +102,3 @@ def skipped(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return f"line {numbers[0]} is no row and is skipped"
     return f"{len(numbers)} lines are no rows and are skipped, the first is line {numbers[0]}"
-
-
-def _lines(raw: bytes) -> Iterator[tuple[int, JsonObject | None]]:
-    """Yields the number of each complete line from 1, and its object; None for a line that is none.
-
-    NUL bytes in place of a last line are what a power cut leaves, and no line that somebody still writes.
-    """
-    *lines, last = raw.split(b"\n")
-    for number, line in enumerate([*lines, last] if b"\0" in last else lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        yield number, row if isinstance(row, dict) else None

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from launchyard.storage import local
@@ -102,6 +102,29 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
     with open(normal(path), "rb") as file:
         file.seek(start)
         return file.read() if length is None else file.read(length)
+
+
+BLOCK_BYTES = 1 << 20
+STORE_BLOCK_BYTES = 8 << 20  # a part of a log in a store is one request
+
+
+def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
+    """The content of a file from byte `start` on, block by block, so that no memory holds a long one.
+
+    Raises FileNotFoundError without the file.
+    """
+    if not is_remote(path):
+        with open(normal(path), "rb") as file:
+            file.seek(start)
+            while block := file.read(BLOCK_BYTES):
+                yield block
+        return
+    while True:
+        block = read(path, start, STORE_BLOCK_BYTES)
+        yield block
+        start += len(block)
+        if len(block) < STORE_BLOCK_BYTES:
+            return
 
 
 def read_json(path: str) -> JsonObject:

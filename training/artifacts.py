@@ -7,7 +7,7 @@ from launchyard.run.events import EXPORTED
 from launchyard.run.layout import LOSS_CURVE, STEPS, TOKENIZER_FOLDER, VALIDATION, WEIGHTS
 from launchyard.run.rows import is_of_set
 from launchyard.run.rundir import RunDir
-from launchyard.run.svg import loss_svg
+from launchyard.run.svg import Course, loss_svg
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.telemetry.events import OnEvent
@@ -24,9 +24,11 @@ def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bo
 
 
 def draw_curve(run: RunDir, name: str) -> None:
-    train = [(float(row["step"]), float(row["loss"])) for row in run.rows(STEPS)]
+    train = Course()
+    for row in run.rows(STEPS):
+        train.add(float(row["step"]), float(row["loss"]))
     validation = [(float(row["step"]), float(row["loss"])) for row in run.rows(VALIDATION) if is_of_set(row)]
-    run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats per token"))
+    run.write_text(LOSS_CURVE, loss_svg(train.points, validation, title=f"{name}: loss, nats per token"))
 
 
 def export_weights(run: RunDir) -> None:

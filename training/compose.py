@@ -297,6 +297,10 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
             )
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)
+    if requested == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(f"torch finds no GPU of Apple on {world.host}; use train.device=cpu")
+        return torch.device("mps")
     return torch.device("cpu")
 
 

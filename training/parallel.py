@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from launchyard.host.compiled import keep_compiled_code
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
 from launchyard.model.parallel.spans import SpanRanks
@@ -95,7 +96,8 @@ def _kept_operations() -> list[object]:
 
 
 def compile_blocks(blocks: nn.ModuleList) -> None:
-    """Compile block by block: one graph serves all, and state-dict keys stay as they are."""
+    """Compile block by block: one graph serves all, and state-dict keys stay as they are. What is made is kept."""
+    keep_compiled_code()
     for block in blocks:
         block.compile()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
+from launchyard.model.network.transfers import in_fp64
 from launchyard.model.parallel.spans import span_of
 from launchyard.model.parallel.trained import tensor_ranks_of
 from launchyard.training.data.micro_batch import MicroBatch, stretch_of
@@ -95,7 +96,7 @@ def reduce_and_clip(
     norm = _norm_of(mine) if mine else values.new_zeros(())
     sharing = tensor_ranks_of(model)
     counts = sharing is None or sharing.rank == 0
-    summed = torch.cat([values.double() * counts, norm.to(values.device).double().square()[None] / copies])
+    summed = torch.cat([in_fp64(values) * counts, in_fp64(norm.to(values.device)).square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
     means = summed[:-1]

@@ -12,6 +12,7 @@ from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import Node, Watch
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 
 OTHERS_SECONDS = 4.0  # from the end of our torchrun, for that of another node to report how its workers ended
 
@@ -69,8 +70,8 @@ def _first_cause(node: Node, code: int | None) -> Cause:
 
 def last_step(run: RunDir, attempt: int) -> int | None:
     """The last step that an attempt has written a row for; None if it finished none."""
-    steps = [row["step"] for row in run.rows("steps") if row.get("attempt") == attempt]
-    return max(steps, default=None)
+    rows = last_rows(run, [attempt])
+    return int(rows[-1]["step"]) if rows else None
 
 
 def exit_code(record: OutcomeRecord) -> int:

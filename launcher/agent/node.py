@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from launchyard.errors import EXIT_FAILED
+from launchyard.host.devices import DEVICES
 from launchyard.host.environment import (
     AGENT_PID,
     GRACE,
@@ -198,7 +199,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_url")
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--nproc-per-node", type=int, required=True)
-    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--device", choices=DEVICES, required=True)
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--node-rank", type=int, default=int(variable("SLURM_NODEID") or "0"))
     parser.add_argument("--rdzv-endpoint", help="host:port of node 0; needed for more than one node")

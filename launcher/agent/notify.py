@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from launchyard.host.environment import variable
 from launchyard.host.periodic import PeriodicTask
 from launchyard.launcher.agent.signals import log_line
-from launchyard.run.layout import PLAN, STEPS
+from launchyard.run.layout import PLAN
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 from launchyard.storage.redact import without_credentials
 from launchyard.training.notify.notices import Notice, leave_notice, mark_sent, unsent
 from launchyard.training.notify.section import NotifyConfig, url_problem
@@ -138,7 +139,7 @@ def _run_id(run: RunDir) -> str:
 def _last_loss(run: RunDir) -> float | None:
     """Of the newest row of the newest attempt."""
     attempts = run.attempts()
-    rows = list(run.attempt_rows(STEPS, attempts[-1])) if attempts else []
+    rows = last_rows(run, attempts[-1:])
     return float(rows[-1]["loss"]) if rows else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,7 @@ class HostFacts(BaseModel):
     gpus: tuple[Gpu, ...] = ()
     python: str
     cpu_bf16: bool = False
+    has_mps: bool = Field(default=False, description="A Mac with Apple's processor, whose GPU torch calls mps.")
     has_torchao: bool = False
     torchrun_flags: tuple[str, ...] = ()
     calibrations: tuple[Calibration, ...] = Field(default=(), description="Measured speeds of this machine.")
@@ -109,6 +111,7 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         memory=_count_memory(),
         gpus=_ask_for_gpus() if gpus else (),
         python=sys.executable,
+        has_mps=(platform.system(), platform.machine()) == ("Darwin", "arm64"),
         cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
         has_torchao=find_spec("torchao") is not None,
         torchrun_flags=tuple(sorted(installed_flags())),

@@ -45,7 +45,7 @@ LONG_ROWS = ("drop", "cut-prompt", "cut-answer")
 OF_TEXT = ("text_key", "workers", "eos", "skip_invalid")
 OF_ROWS = ("seq_len", "too_long", "style", "template", "columns", "learn_prompt")
 # Those that mean nothing where nothing is written.
-OF_WRITING = ("out", "chunk_tokens", "workers", "skip_invalid", *OF_ROWS[1:])
+OF_WRITING = ("out", "chunk_tokens", "workers", "skip_invalid", "too_long")
 OF_CHECK = ("against", "no_near", "page")
 TEXT_KEY = "text"
 
@@ -59,7 +59,7 @@ TEXT_KEY = "text"
     help="tokenizer.json, tokenizer.model, *.tiktoken, *.gguf, a folder or URL with one, or ORG/NAME.",
 )
 @click.option("--out", type=path_or_url, metavar="URL", help="Folder or URL to write; new, or unfinished before.")
-@click.option("--check", is_flag=True, help="Write nothing: report what is in the text, or in a prepared folder.")
+@click.option("--check", is_flag=True, help="Write nothing: report what is in the source, or in a prepared folder.")
 @click.option("--against", type=path_or_url, multiple=True, metavar="SOURCE", help="Check: text that is held out, too.")
 @click.option("--no-near", is_flag=True, help="Check: leave near duplicates out.")
 @click.option("--report", "page", type=path_or_url, metavar="FILE", help="Check: write the report as one HTML page.")
@@ -103,16 +103,15 @@ def prepare(
     SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
     interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
     was mended. With --check it reads all and writes nothing: rejects, duplicates, lengths, control tokens, overlap of
-    training and held-out text; SOURCE may be a prepared folder.
+    training and held-out text; SOURCE may be a prepared folder, and with --kind conversations or pairs.
     """
     of_check = {name: options.pop(name) for name in OF_CHECK}
     if check:
         with user_errors():
             _refuse_writing({**options, "out": out})
-            asked = {name: options[name] for name in ("text_key", "validation", "seed", "eos", "seq_len")}
-            near = not of_check["no_near"]
-            wanted = CorpusCheck(kind=kind, tokenizer=tokenizer, against=of_check["against"], near=near, **asked)
-            found = check_corpus(list(sources), wanted)
+            _check_options(kind, {**options, "seq_len": None})
+            rows = None if kind == "tokens" else _row_options(kind, **{name: options[name] for name in OF_ROWS})
+            found = check_corpus(list(sources), _asked(tokenizer, of_check, options, rows))
         if of_check["page"]:
             _write_page(of_check["page"], found)
         click.echo(json_text(found.to_json()) if as_json else "\n".join(corpus_lines(found)))
@@ -131,8 +130,8 @@ def prepare(
             from launchyard.training.data.prepare.instruct import prepare_instruct
 
             split = {name: options[name] for name in ("validation", "seed")}
-            rows = _row_options(kind, **of_rows)
-            made = prepare_instruct(list(sources), tokenizer=tokenizer, out=out, options=rows, **split, **size)
+            made_as = _row_options(kind, **of_rows)
+            made = prepare_instruct(list(sources), tokenizer=tokenizer, out=out, options=made_as, **split, **size)
         else:
             from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
             from launchyard.training.data.prepare.prepare import prepare as run
@@ -144,6 +143,15 @@ def prepare(
             click.echo(
                 f"next: launch RECIPE data.source={normal(out)}{'' if kind == 'tokens' else f' data.kind={kind}'}"
             )
+
+
+def _asked(
+    tokenizer: str | None, of_check: Mapping[str, object], options: Mapping[str, object], rows: RowOptions | None
+) -> CorpusCheck:
+    """What --check is asked for. `rows`: how conversations and pairs become such."""
+    asked = {name: options[name] for name in ("text_key", "validation", "seed", "eos", "seq_len")}
+    asked |= {"tokenizer": tokenizer, "against": of_check["against"], "near": not of_check["no_near"], "rows": rows}
+    return CorpusCheck.model_validate(asked)
 
 
 def _write_page(path: str, found: CorpusFindings) -> None:

@@ -25,15 +25,15 @@ def report(run: str, *, out: str | None, as_json: bool) -> int:
     The page is one HTML file that needs no network and no scripts; send it to anyone. Passwords in URLs are
     left out. Where the time of each attempt went is printed, too, as `launch metrics --phases` does.
     """
+    from launchyard.launcher.report.history import read_story
     from launchyard.launcher.report.html import report_page
-    from launchyard.launcher.report.phases import phase_lines, read_phases
+    from launchyard.launcher.report.phases import phase_lines, story_phases
     from launchyard.launcher.runs.find import find
-    from launchyard.launcher.runs.history import read_story
     from launchyard.launcher.runs.why import explain
 
     found = find(run)
     story = read_story(found)
-    page = report_page(story, why=explain(found).text)
+    page = report_page(story, why=explain(found, goodput=story.goodput).text)
     if out == "-":
         sys.stdout.write(page)
         return EXIT_DONE
@@ -47,7 +47,7 @@ def report(run: str, *, out: str | None, as_json: bool) -> int:
     if as_json:
         click.echo(json_text(facts))
         return EXIT_DONE
-    for attempt in read_phases(found):
+    for attempt in story_phases(story):
         click.echo("\n".join([*phase_lines(attempt), ""]))
     click.echo(f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
     return EXIT_DONE

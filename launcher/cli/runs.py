@@ -5,7 +5,6 @@ Each reads or asks through the run directory and prints the result; the work its
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -347,7 +346,7 @@ def _refuse_sweep(name: str) -> None:
 def _resume_lines(ready: Any) -> list[str]:
     plan = ready.plan
     state = ready.state
-    kind = "GPU" if plan.device == "cuda" else "CPU"
+    kind = "CPU" if plan.device == "cpu" else "GPU"
     workers = f"{plan.world_size} {kind} worker{'s' if plan.world_size > 1 else ''}"
     saved = (
         f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning (nothing was saved)"
@@ -397,27 +396,28 @@ def why(run: str, *, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
 def metrics(run: str, *, jsonl: bool, kind: str | None, phases: bool, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
-    from launchyard.launcher.report.metric_tables import score_table, step_table, validation_table
+    from launchyard.launcher.report.metric_tables import rows_as_json, score_table, step_table, validation_table
 
     if phases:
         from launchyard.launcher.cli.recipe.phases import print_phases
 
         return print_phases(find(run), one_a_line=jsonl, as_json=as_json)
-    rows = list(find(run).rows(kind or STEPS))
-    if jsonl:
-        sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
-    elif as_json:
-        click.echo(json.dumps(rows))
-    elif not rows:
+    found = find(run).rows(kind or STEPS)
+    if jsonl or as_json:
+        sys.stdout.writelines(rows_as_json(found, one_a_line=jsonl))
+        return EXIT_DONE
+    if kind is None:
+        click.echo("\n".join(step_table(found)) or "no rows yet")
+        return EXIT_DONE
+    rows = list(found)
+    if not rows:
         click.echo("no rows yet")
     elif kind == TASKS:
         click.echo("\n".join(score_table(rows)))
     elif kind == SAMPLES:
         click.echo("\n\n".join(f"step {row['step']}\n{row['prompt']}{row['text']}" for row in rows))
-    elif kind == VALIDATION:
-        click.echo("\n".join(validation_table(rows)))
     else:
-        click.echo("\n".join(step_table(rows)))
+        click.echo("\n".join(validation_table(rows)))
     return EXIT_DONE
 
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.format import table
 from launchyard.training.data.dataset_spec import is_prepared
-from launchyard.training.sections.data import DataKind
+from launchyard.training.data.index import RowOptions
 
 if TYPE_CHECKING:
     from launchyard.training.data.check.findings import CorpusFindings, Occurrence
     from launchyard.training.data.check.lengths import LengthSummary
 
+NOUNS = {"instruct": "conversations", "preference": "pairs"}
 SHOWN = 8  # lines of each list in a terminal
 
 
-@dataclass(frozen=True)
-class CorpusCheck:
+class CorpusCheck(BaseModel):
     """What is asked for, by the options of `launch prepare`."""
 
-    kind: DataKind
+    model_config = ConfigDict(frozen=True)
+
     tokenizer: str | None
     text_key: str
     validation: float
@@ -33,19 +35,17 @@ class CorpusCheck:
     seq_len: int | None
     against: tuple[str, ...]
     near: bool
+    rows: RowOptions | None = Field(default=None, description="Of conversations and pairs.")
 
 
 def check_corpus(sources: list[str], wanted: CorpusCheck) -> CorpusFindings:
     """Reads text, or one prepared folder, and writes nothing. LaunchError for damaged chunks."""
     if len(sources) == 1 and is_prepared(sources[0]):
         return _check_folder(sources[0], wanted)
-    if wanted.kind != "tokens":
-        raise UserError(
-            f"--check reads text, and prepared folders of any kind; not conversations (--kind {wanted.kind})",
-            hint="prepare them, then: launch prepare FOLDER --check",
-        )
     if wanted.tokenizer is None and wanted.seq_len:
         raise UserError("--seq-len counts tokens, and no tokenizer is named", hint="--tokenizer FILE")
+    if wanted.rows is not None:
+        return _check_rows(sources, wanted, wanted.rows)
     from launchyard.training.data.check.text import TextCheck, check_text
     from launchyard.training.data.prepare.encode import open_tokenizer
 
@@ -59,6 +59,20 @@ def check_corpus(sources: list[str], wanted: CorpusCheck) -> CorpusFindings:
     )
     made = None if wanted.tokenizer is None else open_tokenizer(wanted.tokenizer, eos=wanted.eos)
     return check_text(sources, of_text, tokenizer=made, on_progress=preparing_line(sys.stderr))
+
+
+def _check_rows(sources: list[str], wanted: CorpusCheck, options: RowOptions) -> CorpusFindings:
+    from launchyard.training.data.check.conversations import RowCheck, check_conversations
+
+    of_rows = RowCheck(
+        options,
+        limit=wanted.seq_len,
+        validation=wanted.validation,
+        seed=wanted.seed,
+        against=wanted.against,
+        near=wanted.near,
+    )
+    return check_conversations(sources, of_rows, tokenizer=wanted.tokenizer)
 
 
 def _check_folder(source: str, wanted: CorpusCheck) -> CorpusFindings:
@@ -97,11 +111,14 @@ def figures(found: CorpusFindings) -> Iterator[tuple[str, str, str]]:
     """Name, figure and remark of each finding."""
     total = found.total
     held = found.documents.get("validation", 0)
-    yield "documents", f"{total:,}", f"{held:,} of them held out" if held else ""
+    yield NOUNS.get(found.kind, "documents"), f"{total:,}", f"{held:,} of them held out" if held else ""
     for tally in found.lengths:
         yield tally.unit, f"{tally.total:,}", ""
-    yield "rejects", f"{found.rejects.count:,}", "refused, or left out with --skip-invalid" * bool(found.rejects.count)
+    remark = "refused" if found.kind in NOUNS else "refused, or left out with --skip-invalid"
+    yield "rejects", f"{found.rejects.count:,}", remark * bool(found.rejects.count)
     yield "empty", f"{found.empty:,}", ""
+    if found.dropped:
+        yield "give no row", f"{sum(found.dropped.values()):,}", "not among those above"
     yield "exact duplicates", *_share(found.duplicates_exact, total)
     yield "near duplicates", *_share(found.duplicates_near, total)
     if found.overlap_exact is not None:
@@ -127,6 +144,8 @@ def listed(found: CorpusFindings) -> Iterator[tuple[str, list[str]]]:
         "rejects": [
             f"{one.file}{'' if one.line is None else f':{one.line}'} {one.reason}" for one in found.rejects.listed
         ],
+        "give no row": [f"{reason}: {n:,}" for reason, n in found.dropped.items()],
+        "of rows": [f"{what}: {n:,}" for what, n in found.of_rows.items()],
         "documents that are alike": [
             f"{one.place} = {one.like} ({one.similarity:.0%}){', one of them held out' if one.crosses else ''}"
             for one in found.alike

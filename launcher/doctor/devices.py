@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,8 @@ PROBE_SECONDS = 120.0
 UNTRIED = "untried: nobody has run this product there"
 MAKERS = {"nvidia": "NVIDIA", "rocm": "AMD, by ROCm", "mps": "Apple, by MPS"}
 # Of the flags in /proc/cpuinfo those that decide how fast training is.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+AMX = "amx_bf16"
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", AMX, "amx_int8", "asimd", "bf16", "sve")
 
 
 class DeviceFacts(BaseModel):
@@ -115,18 +116,25 @@ def _versions(machine: Machine) -> Iterator[str]:
         yield f"driver {machine.driver}"
 
 
+def _bf16_words(flags: Sequence[str]) -> str:
+    if AMX in flags:
+        return "train.precision=bf16 is 1.7 to 2 times as fast as fp32 by AMX (launch bench tries it)"
+    return "no AMX: fp32 is about twice as fast as bf16"
+
+
 def _device_finding(device: DeviceFacts) -> Finding:
     free = "" if device.free is None else f", {size(device.free)} free"
     memory = f"{size(device.memory)}{free}"
     if device.kind == "cpu":
         flags = f" · {' '.join(device.flags)}" if device.flags else ""
         cores = f"{device.cores} core{'s' if device.cores != 1 else ''}"
-        return Finding(what="CPU", level="ok", found=f"{device.name} · {cores} · {memory}{flags}")
+        found = f"{device.name} · {cores} · {memory}{flags} · {_bf16_words(device.flags)}"
+        return Finding(what="CPU", level="ok", found=found)
     found = f"{device.name} · {MAKERS[device.kind]} · {memory}"
     if not device.untried:
         return Finding(what="GPU", level="ok", found=found)
     fix = {
         "rocm": "try train.device=cuda, torch's name for it, with a short run; train.device=cpu is tried",
-        "mps": "train.device=cpu; training on Apple's GPUs is not supported yet",
+        "mps": "try train.device=mps with a short run; train.device=cpu is tried",
     }
     return Finding(what="GPU", level="warning", found=f"{found} · {UNTRIED}", fix=fix[device.kind])

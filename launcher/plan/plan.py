@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
+from launchyard.host.devices import Device
 from launchyard.launcher.backends.request import Frozen, Process, Request
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
@@ -55,7 +56,7 @@ class Plan(Frozen):
     run_url: str
     cluster: str
     scheduler: str
-    device: Literal["cpu", "cuda"]
+    device: Device
     nnodes: int
     nproc_per_node: int
     world_size: int

@@ -6,15 +6,15 @@ The dry run IS this value printed. Reads no file and asks no machine; all inputs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from launchyard.host.devices import Device
 from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
+from launchyard.launcher.plan.draft import PlanDraft
 from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer, with_staging
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
@@ -24,6 +24,7 @@ from launchyard.launcher.plan.regularised import misfits, with_regularisers
 from launchyard.launcher.plan.speed import planned_speed
 from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
+from launchyard.launcher.plan.workers import choose_workers
 from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
@@ -47,26 +48,6 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 
-@dataclass
-class _Draft:
-    """The problems and notes of one planning."""
-
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def wrong(self, key: str, what: str) -> None:
-        self.problems.append((key, what))
-
-    def attempt(self, key: str, action: Callable[[], Any]) -> Any:
-        """The action's value; None and a problem if it raises ValueError."""
-        try:
-            return action()
-        except ValueError as error:
-            text = str(error)
-            self.wrong(key, text.removeprefix(f"{key}: "))
-            return None
-
-
 def make_plan(
     recipe: Recipe,
     *,
@@ -84,9 +65,9 @@ def make_plan(
     init: shape of the weights that model.init_from names.
     after: the scheduler's job of the run that recipe.after names, if there is one, and the one before it in a sweep.
     """
-    draft = _Draft(notes=[host.note] if host.note else [])
+    draft = PlanDraft(notes=[host.note] if host.note else [])
     cluster = _with_cpus(cluster, host)
-    device, nproc = _workers(recipe, cluster, host, draft)
+    device, nproc = choose_workers(recipe, cluster, host, draft)
     nnodes = recipe.resources.nodes
     model = resolve_model(recipe, data.vocab_size, init, draft)
     adapter = _adapter(recipe, model, draft)
@@ -154,47 +135,7 @@ def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
     return {"script": script, "request": request, "processes": processes}
 
 
-# -- workers --------------------------------------------------------------------------------------------------------
-def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
-    """Device and workers per node. Never the CPU where a GPU was asked for."""
-    resources = recipe.resources
-    wanted = recipe.train.device
-    local = not _traits(cluster).scheduled
-    there = len(host.gpus) if local else cluster.node.gpus or 0
-    if local and cluster.node.gpus is not None:
-        there = min(there, cluster.node.gpus)
-    where = "this machine" if local else f"a node of {cluster.name}"
-    asked = resources.gpus_per_node
-    if asked is not None and asked > there:
-        draft.wrong("resources.gpus_per_node", f"{asked} GPUs, but {where} has {there or 'none'}; {_fewer(there)}")
-        return "cuda", resources.nproc_per_node or asked
-    if wanted == "cpu" and asked:
-        draft.wrong("train.device", f"cpu, but resources.gpus_per_node asks for {asked}; leave out one of them")
-    if wanted == "cuda" and (not there or asked == 0):
-        less = "resources.gpus_per_node is 0" if asked == 0 else f"{where} has no GPU"
-        draft.wrong("train.device", f"cuda, but {less}; use train.device=cpu to train on the CPU")
-    if wanted == "cpu" or asked == 0 or not there:
-        if wanted == "auto" and asked is None:
-            draft.notes.append(f"no GPU on {where}: training on the CPU")
-        return "cpu", resources.nproc_per_node or 1
-    gpus = there if asked is None else asked
-    workers = resources.nproc_per_node or gpus
-    if workers > gpus:
-        draft.wrong("resources.nproc_per_node", f"{workers} workers for {gpus} GPUs; each worker needs its own")
-    elif workers < gpus and asked is None:
-        draft.notes.append(f"using {workers} of {gpus} GPUs (resources.nproc_per_node)")
-    elif workers < gpus:
-        draft.wrong("resources.nproc_per_node", f"{workers} workers would leave {gpus - workers} of {gpus} GPUs idle")
-    if local and any(gpu.rocm for gpu in host.gpus):
-        draft.notes.append("AMD's GPUs, by ROCm, are untried: nobody has run this product there")
-    return "cuda", workers
-
-
-def _fewer(there: int) -> str:
-    return f"use --gpus-per-node {there}" if there else "leave it out, or use train.device=cpu, to train on the CPU"
-
-
-def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
+def _mesh(recipe: Recipe, world: int, draft: PlanDraft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
     alike = {"tp": recipe.parallel.tp, "cp": recipe.parallel.cp}
@@ -223,7 +164,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     return Mesh(dp_replicate=replicate, dp_shard=shard, **alike)
 
 
-def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
+def _adapter(recipe: Recipe, model: ModelConfig | None, draft: PlanDraft) -> Adapter | None:
     """The recipe's adapter, None if it changes nothing; problems where it does not fit the model, nor the rules of the
     optimizer what trains."""
     adapter = recipe.adapter
@@ -243,7 +184,7 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     return adapter
 
 
-def _check_preference(recipe: Recipe, draft: _Draft) -> None:
+def _check_preference(recipe: Recipe, draft: PlanDraft) -> None:
     """Pairs of answers: their loss, and what it is beside."""
     if recipe.data.kind != "preference":
         if recipe.preference is not None:
@@ -260,7 +201,7 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
         )
 
 
-def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
+def _batch(recipe: Recipe, world: int, draft: PlanDraft) -> PlannedBatch | None:
     cut = draft.attempt(
         "train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // shares_of(recipe.parallel)))
     )
@@ -281,7 +222,7 @@ def _with_cpus(cluster: Cluster, host: HostFacts) -> Cluster:
     return cluster.model_copy(update={"node": cluster.node.model_copy(update={"cpus": cpus})})
 
 
-def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:
+def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: PlanDraft) -> tuple[int, ...]:
     """Numbers of nodes on which the same steps can be made, the number asked for first; see resources.min_nodes."""
     asked = recipe.resources.nodes
     least = recipe.resources.min_nodes
@@ -298,7 +239,7 @@ def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple
 
 
 def _can_make_steps(recipe: Recipe, world: int) -> bool:
-    trial = _Draft()
+    trial = PlanDraft()
     return _batch(recipe, world, trial) is not None and _mesh(recipe, world, trial) is not None
 
 
@@ -316,7 +257,7 @@ def _memory(
     adapter: Adapter | None,
     batch: PlannedBatch,
     mesh: Mesh,
-    device: Literal["cpu", "cuda"],
+    device: Device,
 ) -> dict[str, int]:
     share = model if mesh.tp == 1 else share_config(model, 0, mesh.tp)
     found = memory.training_memory(
@@ -377,10 +318,10 @@ def _traits(cluster: Cluster) -> Traits:
 
 # -- model and data --------------------------------------------------------------------------------------------------
 def resolve_model(
-    recipe: Recipe, data_vocab: int | None, init: ModelConfig | None, draft: _Draft | None = None
+    recipe: Recipe, data_vocab: int | None, init: ModelConfig | None, draft: PlanDraft | None = None
 ) -> ModelConfig | None:
     """The model's knobs. An unset vocabulary size follows the data; one smaller than the data's is an error."""
-    draft = draft or _Draft()
+    draft = draft or PlanDraft()
     fields = recipe.model.model_dump(exclude_none=True)
     preset = fields.pop("preset", None)
     init_from = fields.pop("init_from", None)
@@ -412,7 +353,9 @@ def resolve_model(
     return model
 
 
-def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, source: str, draft: _Draft) -> ModelConfig:
+def _with_ids_of_data(
+    model: ModelConfig, data_vocab: int, recipe: Recipe, source: str, draft: PlanDraft
+) -> ModelConfig:
     """The model with the data's ids, if its tables have a row for each and the recipe does not say fewer."""
     said = recipe.model.model_dump()["vocab_size"] is not None
     if not said and data_vocab <= model.padded_vocab_size:
@@ -437,7 +380,7 @@ def _check(
     device: str,
     host: HostFacts,
     workers: int,
-    draft: _Draft,
+    draft: PlanDraft,
 ) -> None:
     train = recipe.train
     spec = data.spec
@@ -469,7 +412,7 @@ def _check(
         draft.notes.append("the text is not tokenized yet: token counts are estimates")
 
 
-def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
+def _check_secrets(recipe: Recipe, run_url: str, draft: PlanDraft) -> None:
     """Plans and recipes are stored in plain text: no passwords in their URLs."""
     given: list[tuple[str, object]] = [("data.source", recipe.data.source)]
     given += [(f"data.mixture.{number}", one.source) for number, one in enumerate(recipe.data.mixture or ())]

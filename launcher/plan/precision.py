@@ -32,6 +32,8 @@ def precision_problems(
     if device == "cpu" and is_narrow(train.precision) and recipe.parallel.compile:
         kind = "bf16" if train.precision.startswith("bf16") else train.precision
         yield "parallel.compile", f"does not work in {kind} on a CPU (torch emits code that does not compile)"
+    if train.precision == "fp64" and device == "mps":
+        yield "train.precision", "fp64, which Apple's GPUs lack; use fp32, or train.device=cpu"
     if train.precision == "fp8":
         lacks = list(_of_float8(recipe, model, device, host))
         if lacks:
@@ -46,8 +48,9 @@ def parallel_problems(recipe: Recipe, model: ModelConfig | None, device: str) ->
     if parallel.cp > 1:
         for what in _of_shared_sequences(recipe):
             yield "parallel.cp", f"{parallel.cp}: {what}"
-    if parallel.cpu_offload and device == "cpu":
-        yield "parallel.cpu_offload", "this run trains on CPUs, whose memory holds all anyway; leave it out"
+    if parallel.cpu_offload and device != "cuda":
+        kind = "CPUs" if device == "cpu" else "Apple's GPU"
+        yield "parallel.cpu_offload", f"this run trains on {kind}, whose memory holds all anyway; leave it out"
     if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":
         what = f"{parallel.activation_checkpointing_every}, but no block is checkpointed"
         yield "parallel.activation_checkpointing_every", f"{what}; set parallel.activation_checkpointing=full or op"
@@ -85,8 +88,9 @@ def _of_shared_sequences(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_float8(recipe: Recipe, model: ModelConfig | None, device: str, host: HostFacts) -> Iterator[str]:
-    if device == "cpu":
-        yield "is computed by GPUs of Hopper and newer alone, and this run trains on CPUs"
+    if device != "cuda":
+        kind = "CPUs" if device == "cpu" else "Apple's"
+        yield f"is computed by GPUs of Hopper and newer alone, and this run trains on {kind}"
     old = [gpu.name for gpu in host.gpus if gpu.capability < FLOAT8_CAPABILITY]
     if device == "cuda" and old:
         yield f"is computed by GPUs of Hopper and newer, which {old[0]} is not"

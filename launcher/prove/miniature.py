@@ -24,6 +24,7 @@ from launchyard.run import layout
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import Recipe
 
@@ -107,11 +108,11 @@ def _scratch(*, keep_empty: bool) -> Iterator[Path]:
 
 
 def what_ran(run: RunDir, seconds: float) -> Done:
-    rows = list(run.rows(layout.STEPS))
-    counts = {kind: sum(1 for _ in run.rows(kind)) for kind in (layout.VALIDATION, layout.SAMPLES, layout.TASKS)}
+    counts = {kind: sum(1 for _ in run.rows(kind)) for kind in layout.KINDS_OF_ROWS}
+    last = last_rows(run, run.attempts())
     return Done(
-        steps=len(rows),
-        loss=float(rows[-1]["loss"]) if rows else None,
+        steps=counts[layout.STEPS],
+        loss=float(last[-1]["loss"]) if last else None,
         validations=counts[layout.VALIDATION],
         checkpoints=len(committed_steps(run)),
         samples=counts[layout.SAMPLES],

@@ -79,13 +79,15 @@ class Proof:
 
 def stretches(run: RunDir, *, points: int, steps: int, seed: int) -> list[Stretch]:
     """Some of the run's checkpoints, and its beginning, each with the steps behind it. UserError if there are none."""
-    rows = {int(row["step"]): row for row in run.rows(layout.STEPS)}
+    starts = [0, *sorted(RunCheckpoints(run).counting())]
+    wanted = {step for start in starts for step in range(start + 1, start + steps + 1)}
+    made_by = {int(row["step"]): int(row["attempt"]) for row in run.rows(layout.STEPS) if int(row["step"]) in wanted}
     found = []
-    for start in [0, *sorted(RunCheckpoints(run).counting())]:
-        attempts = {rows[step]["attempt"] for step in range(start + 1, start + steps + 1) if step in rows}
-        whole = all(step in rows for step in range(start + 1, start + steps + 1))
-        if whole and len(attempts) == 1:  # else a resume lies between, which may have changed the recipe
-            found.append(_stretch(run, start, start + steps, attempts.pop()))
+    for start in starts:
+        attempts = {made_by.get(step) for step in range(start + 1, start + steps + 1)}
+        attempt = attempts.pop()
+        if attempt is not None and not attempts:  # else a resume lies between, which may have changed the recipe
+            found.append(_stretch(run, start, start + steps, attempt))
     if not found:
         raise UserError(
             f"{RunFacts(run).run_id}: no checkpoint has {steps} steps behind it that one attempt made",
@@ -104,7 +106,7 @@ def _stretch(run: RunDir, start: int, stop: int, attempt: int) -> Stretch:
 def prove(run: RunDir, stretch: Stretch, *, report: Callable[[str], None], timeout_seconds: float) -> Proof:
     """Make one stretch again. LaunchError if that cannot be done; the run itself is only read."""
     began = time.monotonic()
-    expected = {int(row["step"]): row for row in run.attempt_rows(layout.STEPS, stretch.attempt)}
+    expected = _rows_of(run, stretch.attempt, stretch)
     with _copied(run, stretch) as copy:
         again = _made_again(copy, stretch, report, deadline=began + timeout_seconds)
     precision = str((run.read_plan().get("precision")) or "fp32")
@@ -115,6 +117,12 @@ def prove(run: RunDir, stretch: Stretch, *, report: Callable[[str], None], timeo
         for line in compare(expected[step], again[step], tolerance)
     ]
     return Proof(stretch, round(time.monotonic() - began, 3), differences)
+
+
+def _rows_of(run: RunDir, attempt: int, stretch: Stretch) -> dict[int, JsonObject]:
+    """Those of the steps of a stretch that an attempt has written, by step."""
+    rows = run.attempt_rows(layout.STEPS, attempt)
+    return {int(row["step"]): row for row in rows if stretch.start < int(row["step"]) <= stretch.stop}
 
 
 def compare(row: JsonObject, again: JsonObject, tolerance: float) -> Iterator[str]:
@@ -148,7 +156,7 @@ def _made_again(
     job = ready.submit(report=report)
     try:
         while True:
-            rows = {int(row["step"]): row for row in copy.attempt_rows(layout.STEPS, job.attempt)}
+            rows = _rows_of(copy, job.attempt, stretch)
             if stretch.stop in rows:
                 return rows
             _refuse_end(copy, job)

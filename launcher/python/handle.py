@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
     from launchyard.model.weights.load import LoadOptions
 
-KINDS_OF_ROWS = (layout.STEPS, layout.VALIDATION, layout.TASKS, layout.SAMPLES)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -55,8 +53,8 @@ class Run:
 
         kind: steps, validation, tasks or samples.
         """
-        if kind not in KINDS_OF_ROWS:
-            raise UserError(f"kind: {kind!r}; there are rows of {', '.join(KINDS_OF_ROWS)}")
+        if kind not in layout.KINDS_OF_ROWS:
+            raise UserError(f"kind: {kind!r}; there are rows of {', '.join(layout.KINDS_OF_ROWS)}")
         return list(self._reached().rows(kind))
 
     def wait(self, timeout: float | None = None) -> RunState:

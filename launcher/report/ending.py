@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import IO, Any
+from typing import IO
 
 from launchyard.launcher.format import duration, first_line, table
+from launchyard.launcher.report.metric_tables import loss_of
+from launchyard.launcher.report.steps import Steps, read_steps
 from launchyard.launcher.report.terminal_chart import loss_chart
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.logs import log_of
@@ -22,28 +24,28 @@ _SAMPLE_CHARACTERS = 1000
 
 def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) -> list[str]:
     """The lines that are shown when a run has ended."""
-    steps = list(run.rows("steps"))
+    steps = read_steps(run.rows(layout.STEPS))
     lines = [_headline(run, record, steps), ""]
     if record.outcome == "failed":
         lines[1:] = [f"  log  {log_of(run, record)}"]
     else:
-        chart = loss_chart(steps, out=out)
+        chart = loss_chart(steps.curves["loss"].points, of=loss_of(steps.last), out=out)
         lines += [f"  {line}" for line in chart] + [""] * bool(chart)
         lines += _leavings(run)
     return [*lines, *_next_commands(record, RunFacts(run).run_id)]
 
 
-def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -> str:
+def _headline(run: RunDir, record: OutcomeRecord, steps: Steps) -> str:
     parts = [f"{record.step} steps" if record.step is not None else ""]
     attempts = run.attempts()
     if attempts:
         parts.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
     if len(attempts) > 1:
         parts.append(f"{len(attempts)} attempts")
-    validated = list(run.rows("validation"))
+    validated = list(run.rows(layout.VALIDATION))
     of_main = [row for row in validated if is_of_set(row)]
-    if steps:
-        parts.append(f"loss {steps[-1]['loss']:.4f}")
+    if steps.count:
+        parts.append(f"loss {steps.last['loss']:.4f}")
     if of_main:
         parts.append(f"validation loss {of_main[-1]['loss']:.4f} at step {of_main[-1]['step']}")
     parts += [f"{name} {_last_of(validated, name):.4f}" for name in sets_of(validated)]

@@ -1,6 +1,6 @@
 """`launch report`: a run on one self-contained page of HTML: no network, no scripts, light and dark.
 
-Makes the texts of the page; its layout is in page.html and page.css, the facts come from launcher/runs/history.py,
+Makes the texts of the page; its layout is in page.html and page.css, the facts come from launcher/report/history.py,
 lines and bars from run/svg.py.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 
 from launchyard.launcher.format import clock, count, duration, first_line, size
 from launchyard.launcher.report.gradients import page_gradients
+from launchyard.launcher.report.history import AttemptStory, Story
 from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
-from launchyard.launcher.runs.history import AttemptStory, Story
+from launchyard.launcher.report.steps import Steps
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
@@ -100,7 +100,7 @@ def _workers(plan: dict[str, Any]) -> str:
     each = plan.get("nproc_per_node")
     if not nodes or not each:
         return ""
-    kind = "GPU" if plan.get("device") == "cuda" else "CPU worker"
+    kind = "CPU worker" if plan.get("device") == "cpu" else "GPU"
     every = f"{each} {kind}{'s' if each > 1 else ''}"
     return every if nodes == 1 else f"{nodes} nodes × {every}"
 
@@ -108,20 +108,19 @@ def _workers(plan: dict[str, Any]) -> str:
 # -- figures ---------------------------------------------------------------------------------------------------------
 def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
     state = story.state
-    rows = story.rows
+    steps = story.steps
     goodput = story.goodput
     of = f"of {state.max_steps:,}" if state.max_steps else ""
     yield "Steps", f"{state.step:,}" if state.step is not None else "0", of
-    if rows:
-        yield "Loss", f"{rows[-1]['loss']:.3f}", f"from {rows[0]['loss']:.2f}"
+    if steps.count:
+        yield "Loss", f"{steps.last['loss']:.3f}", f"from {steps.first['loss']:.2f}"
     for name, measured in _by_set(story.validation):
         best = min(measured, key=lambda row: float(row["loss"]))
         title = f"Validation loss, {name}" if name else "Validation loss"
         yield title, f"{measured[-1]['loss']:.3f}", f"best {best['loss']:.3f} at {best['step']:,}"
-    if rows:
-        yield "Tokens", count(float(rows[-1]["tokens_seen"])), "trained on"
-        speeds = [float(row["tokens_per_second"]) for row in rows]
-        yield "Tokens/s", count(statistics.median(speeds)), "median step"
+    if steps.count:
+        yield "Tokens", count(float(steps.last["tokens_seen"])), "trained on"
+        yield "Tokens/s", count(steps.median("tokens_per_second") or 0.0), "median step"
     if goodput is not None:
         yield "Wall time", duration(goodput.wall), "since the submit"
         if goodput.ratio is not None:
@@ -143,10 +142,9 @@ def _plural(number: int, noun: str) -> str:
 
 # -- curves ----------------------------------------------------------------------------------------------------------
 def _loss(story: Story) -> dict[str, Any] | None:
-    rows = story.rows
-    if len(rows) < 2:
+    if story.steps.count < 2:
         return None
-    raw = [(float(row["step"]), float(row["loss"])) for row in rows]
+    raw = story.steps.curves["loss"].points
     lines = [Line(raw, "c0", faint=True), Line(smooth(raw), "c0", "training")]
     named = []
     for (name, measured), colour in zip(_by_set(story.validation), itertools.cycle(_HELD_OUT_COLOURS)):
@@ -157,7 +155,7 @@ def _loss(story: Story) -> dict[str, Any] | None:
     legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
-    return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}
+    return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(story.steps, marks))}
 
 
 def _resumes(story: Story) -> list[Mark]:
@@ -169,18 +167,18 @@ def _resumes(story: Story) -> list[Mark]:
 
 
 def _gradients(story: Story) -> JsonObject | None:
-    found = page_gradients(story.rows, _resumes(story))
+    found = page_gradients(story.steps.norms, _resumes(story))
     return None if found is None else {**found, "drawn": _svg(found["drawn"])}
 
 
-def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
+def _small_curves(steps: Steps, marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
     """Titles, each with its drawing."""
     for key, title, colour in (
         ("tokens_per_second", "Tokens per second", "c2"),
         ("grad_norm", "Gradient norm, before clipping", "c3"),
         ("lr", "Learning rate", "c0"),
     ):
-        points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
+        points = steps.curves[key].points
         form = count if key == "tokens_per_second" else (lambda value: f"{value:.3g}")
         lines = [Line(points, colour, title)]
         if key != "lr":
@@ -262,7 +260,7 @@ def _start(one: AttemptStory) -> str:
 def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
     live = one.outcome is None and story.state.alive and one.attempt == story.state.attempt
     message = first_line(one.outcome.message, 200) if one.outcome is not None else ""
-    last = one.rows[-1]["step"] if one.rows else None
+    last = one.steps.last["step"] if one.steps.count else None
     return (
         str(one.attempt),
         clock(one.job.created),

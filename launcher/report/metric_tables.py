@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from launchyard.launcher.format import table
 from launchyard.launcher.report.terminal_chart import loss_chart
 from launchyard.run.rows import values_of
+from launchyard.run.svg import Course
 from launchyard.storage.damage import JsonObject
 from launchyard.training.sections.validation import MAIN
 
 Item = TypeVar("Item")
+MOST_HELD = 1 << 10  # rows, of which a dozen are chosen
 
 
-def step_table(rows: list[JsonObject]) -> list[str]:
-    """A dozen steps, and the curve of all."""
+def step_table(rows: Iterable[JsonObject]) -> list[str]:
+    """A dozen steps, and the curve of all; nothing without a row. No more than some dozens are held."""
     keys = ["step", "loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "attempt"]
-    return [*_table_of(_dozen(rows), keys), "", *loss_chart(rows)]
+    held: list[JsonObject] = []
+    each = 1
+    losses = Course()
+    row: JsonObject = {}
+    for number, row in enumerate(rows):
+        losses.add(float(row["step"]), float(row["loss"]))
+        if number % each == 0:
+            held.append(row)
+            if len(held) == MOST_HELD:
+                held = held[::2]
+                each *= 2
+    if not row:
+        return []
+    chosen = _dozen(held if held[-1] is row else [*held, row])
+    return [*_table_of(chosen, keys), "", *loss_chart(losses.points, of=loss_of(row))]
+
+
+def loss_of(row: JsonObject) -> str:
+    """What a loss in a row is a mean of."""
+    return "pair" if "reward_margin" in row else "token"
+
+
+def rows_as_json(rows: Iterable[JsonObject], *, one_a_line: bool) -> Iterator[str]:
+    """The text of all rows as they come: a line for each, or one list."""
+    before = "["
+    for row in rows:
+        yield f"{json.dumps(row)}\n" if one_a_line else f"{before}{json.dumps(row)}"
+        before = ", "
+    if not one_a_line:
+        yield "[]\n" if before == "[" else "]\n"
 
 
 def validation_table(rows: list[JsonObject]) -> list[str]:

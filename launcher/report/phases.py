@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 from launchyard.launcher.format import duration, table
-from launchyard.launcher.runs.history import Story
+from launchyard.launcher.report.history import Story
+from launchyard.launcher.report.steps import PhaseSeconds
 from launchyard.run import layout
 from launchyard.run.events import FINISHED
 from launchyard.run.rundir import RunDir
@@ -58,9 +60,19 @@ class AttemptPhases:
 def read_phases(run: RunDir) -> Iterator[AttemptPhases]:
     """Of each attempt that has finished a step, oldest first."""
     for attempt in run.attempts():
-        rows = list(run.attempt_rows(layout.STEPS, attempt))
-        if rows:
-            yield phases_of(attempt, [Recorded(rows, run.events(attempt))], ranks=read_rank_phases(run, attempt))
+        seconds = PhaseSeconds()
+        for row in run.attempt_rows(layout.STEPS, attempt):
+            seconds.add(row.get("phases") or {})
+        if seconds.count:
+            yield phases_of(attempt, [Recorded(seconds, run.events(attempt))], ranks=read_rank_phases(run, attempt))
+
+
+def story_phases(story: Story) -> Iterator[AttemptPhases]:
+    """The same of a run that is read already."""
+    for one in story.attempts:
+        if one.steps.count:
+            part = Recorded(one.steps.phases, one.events)
+            yield phases_of(one.attempt, [part], ranks=read_rank_phases(story.run, one.attempt))
 
 
 def read_rank_phases(run: RunDir, attempt: int) -> dict[int, Mapping[str, float]]:
@@ -80,7 +92,7 @@ def _is_record(record: JsonObject) -> bool:
 class Recorded:
     """What rank 0 has left of one attempt."""
 
-    rows: Sequence[JsonObject]
+    steps: PhaseSeconds
     events: Sequence[JsonObject]
 
     @property
@@ -89,20 +101,16 @@ class Recorded:
         ends = [event.get("seconds") for event in self.events if event.get("event") == FINISHED]
         return ends[-1] if ends and isinstance(ends[-1], dict) else None
 
-    @property
-    def steps(self) -> list[Mapping[str, float]]:
-        return [row.get("phases") or {} for row in self.rows]
-
     def total(self, phase: str) -> float:
         if self.finished is not None:
             return float(self.finished.get(phase, 0.0))
-        return sum(float(step.get(phase, 0.0)) for step in self.steps)
+        return self.steps.total(phase)
 
 
 def phases_of(attempt: int, parts: Sequence[Recorded], *, ranks: Mapping[int, Mapping[str, float]]) -> AttemptPhases:
     """parts: that attempt, or several as one."""
     totals = {phase: sum(part.total(phase) for part in parts) for phase in PHASES}
-    steps = [step for part in parts for step in part.steps]
+    steps = [part.steps for part in parts]
     seconds = sum(totals.values())
     phases = [
         _of_phase(phase, spent, seconds, steps, {rank: of.get(phase, 0.0) for rank, of in ranks.items()})
@@ -110,21 +118,22 @@ def phases_of(attempt: int, parts: Sequence[Recorded], *, ranks: Mapping[int, Ma
         if spent
     ]
     whole = all(part.finished is not None for part in parts)
-    return AttemptPhases(attempt, len(steps), round(seconds, 3), whole, tuple(phases))
+    return AttemptPhases(attempt, sum(part.count for part in steps), round(seconds, 3), whole, tuple(phases))
 
 
 def _of_phase(
-    phase: str, seconds: float, whole: float, steps: Sequence[Mapping[str, float]], ranks: Mapping[int, float]
+    phase: str, seconds: float, whole: float, steps: Sequence[PhaseSeconds], ranks: Mapping[int, float]
 ) -> PhaseTime:
     share = round(seconds / whole, 4) if whole else 0.0
-    if phase in ONCE or not steps:
+    if phase in ONCE or not any(part.count for part in steps):
         return PhaseTime(phase, round(seconds, 3), share, ranks=ranks)
-    each = sorted(float(step.get(phase, 0.0)) for step in steps)
+    columns = [one.ordered(phase) for one in steps]
+    each = columns[0] if len(columns) == 1 else sorted(chain.from_iterable(columns))
     return PhaseTime(
         phase,
         round(seconds, 3),
         share,
-        mean=round(sum(each) / len(each), 6),
+        mean=round(math.fsum(each) / len(each), 6),
         p50=_percentile(each, 0.5),
         p95=_percentile(each, 0.95),
         max=each[-1],
@@ -163,8 +172,8 @@ def phase_table(found: AttemptPhases) -> tuple[list[str], list[list[str]]]:
 # -- on a page -------------------------------------------------------------------------------------------------------
 def page_phases(story: Story) -> JsonObject | None:
     """Of all attempts as one; over the ranks, if there is one attempt only."""
-    parts = [Recorded(one.rows, one.events) for one in story.attempts]
-    if not any(part.rows for part in parts):
+    parts = [Recorded(one.steps.phases, one.events) for one in story.attempts]
+    if not any(part.steps.count for part in parts):
         return None
     last = story.attempts[-1].attempt
     found = phases_of(last, parts, ranks=read_rank_phases(story.run, last) if len(parts) == 1 else {})

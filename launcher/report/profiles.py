@@ -14,6 +14,7 @@ from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run import layout
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 from launchyard.storage import files
 from launchyard.storage.damage import JsonObject
 from launchyard.training.profile.tables import phase_rows, spent_rows
@@ -145,7 +146,7 @@ class Asked:
 
 def next_steps(run: RunDir, state: RunState, n_steps: int) -> tuple[int, int]:
     """The first so many steps that a request can still reach."""
-    rows = list(run.attempt_rows(layout.STEPS, state.attempt or 0))[-10:]
+    rows = last_rows(run, [state.attempt or 0])[-10:]
     seconds = [float(row["step_seconds"]) for row in rows]
     ahead = AHEAD_SECONDS[run.local] / max(1e-3, sum(seconds) / len(seconds)) if seconds else 1.0
     first = (state.step or 0) + 2 + int(ahead)

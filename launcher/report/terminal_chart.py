@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO
 
 from launchyard.launcher.format import can_draw
 
@@ -120,9 +120,7 @@ def sparkline(values: Sequence[float], *, width: int = 40, blocks: bool = True) 
     return "".join(signs[round((mean - low) / span * (len(signs) - 1))] for mean in means)
 
 
-def loss_chart(rows: list[dict[str, Any]], *, out: IO[str] = sys.stdout) -> list[str]:
-    """The training loss of these steps; nothing for fewer than two."""
-    points = [(float(row["step"]), float(row["loss"])) for row in rows]
+def loss_chart(points: Sequence[Point], *, of: str, out: IO[str] = sys.stdout) -> list[str]:
+    """The training loss over steps, `of` a token or a pair; nothing for fewer than two points."""
     lines = draw(points, braille=can_draw(out))
-    of = "pair" if rows and "reward_margin" in rows[0] else "token"
     return [f"loss (nats per {of}) over steps", *lines] if lines else []

@@ -22,11 +22,11 @@ from launchyard.host.processes import descendants, end_all, end_marked, marked, 
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.state import last_rows
 from launchyard.run import events
 from launchyard.run.layout import STEPS
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 
 if TYPE_CHECKING:
     import psutil
@@ -266,7 +266,7 @@ def _refuse_end(run: RunDir, job: Job) -> None:
 
 
 def _first_row(run: RunDir, attempt: int) -> dict[str, Any] | None:
-    return next((row for row in run.rows(STEPS) if row.get("attempt") == attempt), None)
+    return next(run.attempt_rows(STEPS, attempt), None)
 
 
 def _time_of(recorded: list[dict[str, Any]], name: str, after: float) -> float | None:

@@ -5,8 +5,10 @@ Only reads. Files of older versions that record no digest are listed, and are no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -267,25 +269,43 @@ class _Walk:
         if not recorded:
             self.not_recorded.append(f"{layout.METRICS}: {layout.manifest(newest.step)} holds no digest of its files")
         for name, entry in recorded.items():
-            lines = self._lines(name)[: entry.lines]
-            if (len(lines), content_digest(b"".join(lines))) != (entry.lines, entry.xxh3):
+            if self._digest_of(name, entry.lines) != (entry.lines, entry.xxh3):
                 what = f"is changed: its first {entry.lines} rows are not those that step {newest.step} was saved with"
                 yield Problem(f"{layout.METRICS}/{layout.grown(name)}", what, f"{NO_REPAIR}; no weights depend on it")
 
-    def _lines(self, stem: str) -> list[bytes]:
-        """The lines of a file of rows, out of all its parts; one that a store took twice stands there once."""
-        names = [name for name in self.run.listdir(layout.METRICS) if layout.is_grown(name, stem)]
-        raw = b"".join(self._bytes(f"{layout.METRICS}/{name}") or b"" for name in names)
-        return list(dict.fromkeys(raw.splitlines(keepends=True)))
+    def _digest_of(self, stem: str, count: int) -> tuple[int, str]:
+        """Of the first lines of a file of rows, out of all its parts; one that a store took twice counts once."""
+        import xxhash
+
+        digest = xxhash.xxh3_64()
+        known: set[int] = set()
+        for line in self._lines(stem):
+            if len(known) == count:
+                break
+            if (mark := hash(line)) not in known:
+                known.add(mark)
+                digest.update(line)
+        return len(known), digest.hexdigest()
+
+    def _lines(self, stem: str) -> Iterator[bytes]:
+        for name in self.run.listdir(layout.METRICS):
+            if layout.is_grown(name, stem):
+                with contextlib.suppress(FileNotFoundError, *damage.UNREADABLE):  # _rows tells of it
+                    blocks = files.read_blocks(self.run.path(layout.METRICS, name))
+                    yield from (line + b"\n" for line in damage.stream_lines(blocks))
 
     def _lost_steps(self) -> list[int]:
         """Steps that were made by the records of the run, and have no row that counts."""
-        steps = {int(row["step"]) for row in self.run.rows(layout.STEPS)}
+        lost: list[int] = []
+        last = 0
+        for row in self.run.rows(layout.STEPS):
+            lost += range(last + 1, int(row["step"]))
+            last = int(row["step"])
         counting = [one.step for one in self.saved if not one.late and not one.foreign]
         ended = self.run.outcome()
-        last = max([*steps, *counting, (ended.step or 0) if ended else 0], default=0)
+        lost += range(last + 1, max([last, *counting, (ended.step or 0) if ended else 0]) + 1)
         left_out = set(left_out_steps(self.run))
-        return [step for step in range(1, last + 1) if step not in steps and step not in left_out]
+        return [step for step in lost if step not in left_out]
 
     def _data(self) -> Iterator[Problem]:
         repair = self._say("launch resume {run} data.source=PLACE, if the same tokens lie in another place")
@@ -351,16 +371,23 @@ class _Walk:
         yield from self._record(name, schema, NOT_NEEDED, optional=True)
 
     def _log(self, name: str, is_valid: Callable[[JsonObject], bool], repair: str) -> Iterator[Problem]:
-        raw = self._bytes(name)
-        if raw is None:
+        self.read.add(name)
+        ends = deque([b""], maxlen=1)
+        bad: list[int] = []
+        blocks = _noting_ends(files.read_blocks(self.run.path(name)), ends)
+        try:
+            deque(damage.stream_objects(blocks, is_valid, bad), maxlen=0)
+        except OSError as error:
+            if not (isinstance(error, FileNotFoundError) or damage.unreadable(error)):
+                raise
             yield self._lost(name, repair)
             return
-        _, bad = damage.parse_lines(raw, is_valid)
+        end = ends[0]
         if bad:
             yield Problem(name, f"is damaged: {damage.skipped(bad)}", repair)
-        elif not raw:
+        elif not end:
             yield Problem(name, "is empty", repair)
-        elif not raw.endswith(b"\n") and not self.alive:
+        elif end != b"\n" and not self.alive:
             yield Problem(name, "is cut: it ends within a line", repair)
 
     def _bytes(self, name: str) -> bytes | None:
@@ -375,6 +402,14 @@ class _Walk:
 
     def _lost(self, name: str, repair: str) -> Problem:
         return Problem(name, "cannot be read" if files.exists(self.run.path(name)) else "is missing", repair)
+
+
+def _noting_ends(blocks: Iterable[bytes], ends: deque[bytes]) -> Iterator[bytes]:
+    """The blocks, and aside the last byte of each that has one."""
+    for block in blocks:
+        if block:
+            ends.append(block[-1:])
+        yield block
 
 
 def _sha256_of_tokenizer(split_folder: str) -> str | None:

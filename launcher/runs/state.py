@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,21 +13,21 @@ from launchyard.launcher.backends.base import JobStatus, judge_job, load_backend
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
-from launchyard.run import events, layout
+from launchyard.run import events
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
-from launchyard.run.rows import is_row, pace_of
+from launchyard.run.rows import pace_of
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 from launchyard.storage import files, retry
-from launchyard.storage.damage import JsonObject, parse_lines, report_damage, unreadable
+from launchyard.storage.damage import JsonObject
 from launchyard.training.sections.validation import MAIN
 
 State = Literal[
     "pending", "starting", "running", "saving", "suspended", "stopped", "completed", "failed", "lost", "unknown",
     "unreachable",
 ]  # fmt: skip
-_TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its outcome nothing of a run lives, and no scheduler has to be asked
 
 
@@ -219,37 +218,6 @@ def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, stat
         return ended.time
     gone = state in ("lost", "failed")
     return (last_heartbeat(run, job.attempt) if gone and not alive else None) or job.created
-
-
-def last_rows(run: RunDir, attempts: list[int]) -> list[JsonObject]:
-    """The newest rows of the newest attempt that wrote some, oldest first, without reading the whole history."""
-    names = run.listdir(layout.METRICS)
-    for attempt in reversed(attempts):
-        prefix = layout.rows_prefix(layout.STEPS, attempt)
-        for name in reversed([name for name in names if layout.is_grown(name, prefix)]):
-            try:
-                tail = b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2]
-            except OSError as error:
-                if not unreadable(error):
-                    raise
-                report_damage(f"{run.path(layout.METRICS)}/{name} cannot be read: {error.strerror}")
-                continue
-            rows, bad = parse_lines(tail, is_row)
-            if bad:
-                report_damage(f"{run.path(layout.METRICS)}/{name}: {len(bad)} of its last lines are no rows")
-            if rows:
-                return rows
-    return []
-
-
-def _tail(run: RunDir, name: str) -> bytes:
-    """The end of a file, with a line feed before the first complete line."""
-    if not run.local:
-        return b"\n" + run.read_bytes(name)
-    with open(run.path(name), "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        return (b"\n" if size <= _TAIL_BYTES else b"") + file.read()
 
 
 def progress_text(state: RunState) -> str:

@@ -39,8 +39,11 @@ class Why:
         return asdict(self)
 
 
-def explain(run: RunDir) -> Why:
-    """Explains the end of a run: attempt, time and cause; the saved and the lost steps, and the next command."""
+def explain(run: RunDir, *, goodput: Goodput | None = None) -> Why:
+    """Explains the end of a run: attempt, time and cause; the saved and the lost steps, and the next command.
+
+    goodput: its account, by one who has read all rows for it already.
+    """
     state = state_of(run)
     if state.attempt is None:
         text = f"{state.run_id} has never been started: no attempt was claimed."
@@ -57,7 +60,7 @@ def explain(run: RunDir) -> Why:
             outcome="stopped", reason=state.reason or "", message=state.message, attempt=state.attempt,
             step=last_step(run, state.attempt), time=state.since or time.time(),
         )  # fmt: skip
-    return _ended(run, state, record)
+    return _ended(run, state, record, goodput)
 
 
 def _waiting(run: RunDir, state: RunState) -> Why:
@@ -95,7 +98,7 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
 
-def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
+def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None, goodput: Goodput | None) -> Why:
     attempt = state.attempt
     assert attempt is not None
     saved = state.checkpoint
@@ -123,7 +126,7 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         from_memory_text(run),
         interventions_text(run),
         checkpoint,
-        _spent(run),
+        _spent(goodput or read_goodput(run)),
         advice,
     ]
     if record is not None and record.outcome == "failed":
@@ -277,9 +280,8 @@ def interventions_text(run: RunDir) -> str:
 _HARMS = {"nonfinite": "its loss was no number", "spike": "its loss had jumped up"}
 
 
-def _spent(run: RunDir) -> str:
+def _spent(goodput: Goodput | None) -> str:
     """The shares of lost time, if there are any."""
-    goodput = read_goodput(run)
     return goodput_text(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
 
 

@@ -85,7 +85,7 @@ def recipe_text(raw: dict[str, Any]) -> str:
 
 
 def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
-    kind = "GPU" if plan.device == "cuda" else "CPU"
+    kind = "CPU" if plan.device == "cpu" else "GPU"
     where = f"{plan.nproc_per_node} {kind} worker{'s' if plan.nproc_per_node > 1 else ''}"
     parts = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
     if spares := recipe.resources.spare_nodes:

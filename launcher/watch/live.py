@@ -7,6 +7,7 @@ lines     Facts as text and bars, as wide as the terminal
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from launchyard.run import events as names
 from launchyard.run import layout
 from launchyard.run.goodput import AttemptFacts, Ledger, account, read_facts
 from launchyard.run.rundir import RunDir
+from launchyard.run.svg import Course
 from launchyard.run.tail import RowTail
 from launchyard.storage.errors import StoreError
 from launchyard.training.telemetry.phases import PHASES
@@ -72,7 +74,7 @@ class Watched:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._attempt: int | None = None
-        self._losses: dict[int, float] = {row["step"]: row["loss"] for row in run.rows(layout.STEPS)}
+        self._losses = Course()
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._events: list[dict[str, Any]] = []
         self._ledger: Ledger | None = None
@@ -97,6 +99,9 @@ class Watched:
         if not attempts or attempts[-1] == self._attempt:
             return
         newest = attempts[-1]
+        if self._attempt is None:
+            for row in itertools.takewhile(lambda row: row["attempt"] != newest, self._run.rows(layout.STEPS)):
+                self._losses.add(float(row["step"]), float(row["loss"]))
         self._row_tail = RowTail(self._run, layout.METRICS, layout.rows_prefix(layout.STEPS, newest))
         self._event_tail = RowTail(self._run, layout.attempt_folder(newest), layout.EVENTS)
         submitted = [submission.submitted for submission in self._run.submissions()]
@@ -109,9 +114,8 @@ class Watched:
 
     def _take(self, row: dict[str, Any]) -> None:
         step = int(row["step"])
-        while self._losses and next(reversed(self._losses)) >= step:
-            self._losses.popitem()  # an earlier attempt was further, and its steps are repeated
-        self._losses[step] = float(row["loss"])
+        self._losses.back_to(step - 1)  # an earlier attempt may have been further, and its steps are repeated
+        self._losses.add(float(step), float(row["loss"]))
         self._recent.append(row)
         if self._ledger is not None:
             self._ledger.row(row)
@@ -121,9 +125,12 @@ class Watched:
         validated = [event for event in self._events if event.get("event") == names.VALIDATED]
         measured = {str(one.get("set") or ""): (int(one["step"]), float(one["loss"])) for one in validated}
         last = self._recent[-1] if self._recent else {}
+        losses = [loss for _, loss in self._losses.points]
+        if last:
+            losses[-1:] = [float(last["loss"])]  # and no mean
         return Facts(
             state=self._state,
-            losses=list(self._losses.values()),
+            losses=losses,
             speeds=[float(row["tokens_per_second"]) for row in self._recent],
             mfu=last.get("mfu"),
             phases=self._phases(),

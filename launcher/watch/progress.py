@@ -40,13 +40,11 @@ class Progress:
         self._refresh_attempt()
         if self._attempt is None:
             return
-        recorded = self._events.rows()
-        with self._lock:
-            for event in recorded:
+        for event in self._events.rows():
+            with self._lock:
                 self._news.extend(self._on_event(event))
-        rows = self._rows.rows()
-        with self._lock:
-            for row in rows:
+        for row in self._rows.rows():
+            with self._lock:
                 self._on_row(row)
 
     def news(self) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WITHOUT_FP64 = {"mps"}  # kinds of devices
+
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on a GPU of a tensor of the host, which goes on at once; on a CPU the tensor itself.
@@ -17,6 +19,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_available() and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def in_fp64(values: Tensor) -> Tensor:
+    """The values in fp64 where they are; those of Apple's GPUs, which have no such numbers, on the host."""
+    return values.to(device_of_fp64(values.device), torch.float64)
+
+
+def device_of_fp64(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type in WITHOUT_FP64 else device
 
 
 class ReadBack:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from launchyard.model.network.transfers import device_of_fp64, in_fp64
 from launchyard.model.network.transformer import Projection, Transformer
 
 _CHUNK = 512  # tokens of the prompt at once
@@ -114,8 +115,8 @@ class _Search:
 
     def _extend(self, logits: Tensor, n: int) -> list[int]:
         """Put each open beam's best next tokens in its place -> of each new one the row it goes on from."""
-        before = torch.tensor(self.logprobs, dtype=torch.float64, device=logits.device)
-        totals = (before[:, None] + torch.log_softmax(logits.double(), dim=-1)).flatten()
+        before = torch.tensor(self.logprobs, dtype=torch.float64, device=device_of_fp64(logits.device))
+        totals = (before[:, None] + torch.log_softmax(in_fp64(logits), dim=-1)).flatten()
         best, places = torch.topk(totals, min(self.search.width, len(totals)))
         beams = self.open
         self.open = []

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from launchyard.model.network.transfers import device_of_fp64
+
 # So many likely tokens nearly always reach top_p; where they do not, all are sorted.
 _LIKELY = 1024
 _NUMBERS = ("temperature", "repetition_penalty", "repeat_penalty", "presence_penalty", "frequency_penalty")
@@ -100,7 +102,7 @@ def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) ->
     """A token a row from logits (B, V); `uniform` holds a number in [0, 1) a row, which decides alone."""
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    odds, ids = _likeliest(logits, sampling)
+    odds, ids = _likeliest(logits.to(device_of_fp64(logits.device)), sampling)
     mass = odds.cumsum(-1)  # in fp64: a long tail must not round
     last = mass.shape[-1] - 1
     if sampling.top_p is not None and sampling.top_p < 1:  # the fewest tokens that together reach top_p
@@ -109,7 +111,7 @@ def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) ->
         kept = torch.full_like(mass[:, :1], last, dtype=torch.int64)
     if sampling.min_p is not None:
         kept = torch.minimum(kept, (odds >= sampling.min_p * odds[:, :1]).sum(-1, keepdim=True) - 1)
-    targets = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None] * mass.gather(-1, kept)
+    targets = torch.tensor(uniform, dtype=torch.float64, device=mass.device)[:, None] * mass.gather(-1, kept)
     at = torch.minimum(torch.searchsorted(mass, targets, right=True), kept)
     return (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
 

@@ -455,4 +455,6 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch finds no GPU here; use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but torch finds no GPU of Apple here; use auto or cpu")
     return device

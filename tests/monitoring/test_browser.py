@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.launcher.report.history import read_story
 from launchyard.launcher.report.html import report_page
-from launchyard.launcher.runs.history import read_story
 from tests.monitoring.made import preempted_twice
 
 pytestmark = pytest.mark.browser

@@ -417,6 +417,7 @@ class Checkpointer:
         if at_most is not None:
             yield from (step for step in checkpoints.counting() if step <= at_most)
             return
+        checkpoints.look_ahead()
         if (gone := checkpoints.missing()) is not None and not self.run.exists(layout.manifest(gone)):
             self._on_event(events.FELL_BACK, step=gone, message=f"{self.run.checkpoint_dir(gone)} is gone")
         for step in checkpoints.steps():

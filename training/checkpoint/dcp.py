@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import torch
 import xxhash
@@ -295,9 +296,10 @@ class ShardReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         names = sorted({self._piece_of(item).file for item in plan.items})
         with ThreadPoolExecutor(READERS) as pool:
-            for _ in pool.map(lambda name: check_header(self._folder, name, self._manifest.files[name]), names):
-                pass
-            for _ in pool.map(lambda run: self._read(run, planner), self._runs(plan.items)):
+            # Headers are asked for first and not waited for: what they find wrong is told before what a piece tells.
+            headers = pool.map(lambda name: check_header(self._folder, name, self._manifest.files[name]), names)
+            pieces = pool.map(lambda run: self._read(run, planner), self._runs(plan.items))
+            for _ in chain(headers, pieces):
                 pass
         done: Future[None] = Future()
         done.set_result(None)

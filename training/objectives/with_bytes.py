@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.network.transfers import in_fp64
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.data.reader import Batch
 from launchyard.training.objectives.objective import Objective
@@ -33,7 +34,7 @@ class WithBytes:
         labels = batch.labels
         n_bytes = (self.lengths[labels.clamp(min=0)] * (labels != IGNORE_INDEX)).sum()
         # In fp64: single bytes are lost in fp32 from 16 MB on.
-        return torch.cat([self.objective(model, batch, scale).double(), scale * n_bytes.double()[None]])
+        return torch.cat([in_fp64(self.objective(model, batch, scale)), scale * in_fp64(n_bytes)[None]])
 
 
 def with_bytes(objective: Objective, lengths: Tensor | None) -> Objective:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.network.transfers import in_fp64
 from launchyard.training.optim.base import InPlace, ParameterGroup, StateTensor, given
 from launchyard.training.parallel import local, shard_group, sum_over_shards
 from launchyard.training.sections.optimizer import OptimizerConfig
@@ -101,4 +102,4 @@ class Adafactor(InPlace):
 
 def _square(tensor: Tensor) -> Tensor:
     """The sum of its squares, in fp64: its root is the norm again, bit for bit."""
-    return torch.norm(tensor).double().square()
+    return in_fp64(torch.norm(tensor)).square()

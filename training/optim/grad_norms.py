@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from launchyard.model.network.transfers import ReadBack, sent
+from launchyard.model.network.transfers import ReadBack, device_of_fp64, sent
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.optim.groups import rule_of
 from launchyard.training.parallel import clean_name, local, owned_parameters
@@ -65,7 +65,7 @@ class GradNorms:
     def _measure(self, number: int, waits: Callable[[], AbstractContextManager[None]]) -> None:
         mine = {clean_name(name): local(p.grad) for name, p in owned_parameters(self._model) if p.grad is not None}
         held = {name: grad for name, grad in mine.items() if grad.numel()}
-        device = next(iter(self._model.parameters())).device
+        device = device_of_fp64(next(iter(self._model.parameters())).device)
         squares = torch.zeros(len(self._parts) + len(self._groups), dtype=torch.float64, device=device)
         if held:
             each = torch.stack([_norm(grad) for grad in held.values()]).to(device).double().square()

@@ -249,6 +249,14 @@ def memory_of(device: torch.device) -> dict[str, int]:
             "peak": torch.cuda.max_memory_allocated(device),
             "capacity": torch.cuda.get_device_properties(device).total_memory,
         }
+    if device.type == "mps":  # its memory is the host's; torch keeps no peak
+        allocated = torch.mps.current_allocated_memory()
+        return {
+            "allocated": allocated,
+            "reserved": torch.mps.driver_allocated_memory(),
+            "peak": allocated,
+            "capacity": torch.mps.recommended_max_memory(),
+        }
     import psutil
 
     resident = psutil.Process().memory_info().rss

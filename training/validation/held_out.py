@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from launchyard.model.network.transfers import device_of_fp64, in_fp64
 from launchyard.model.parallel.spans import span_of
 from launchyard.training.batching import BatchSizes
 from launchyard.training.data.micro_batch import micro_batches, stretch_of
@@ -38,7 +39,8 @@ def validation_means(
     batches = math.ceil(reader.n_samples / sizes.global_batch_size)
     batches = min(batches, max_batches or batches)
     share = sizes.global_batch_size // sizes.world_size
-    sums = torch.zeros(2 + len(objective.figures), dtype=torch.float64, device=device)  # loss, figures, parts
+    # Of the loss, figures and parts.
+    sums = torch.zeros(2 + len(objective.figures), dtype=torch.float64, device=device_of_fp64(device))
     span = span_of(model)
     model.eval()
     for number in range(batches):
@@ -51,7 +53,7 @@ def validation_means(
             samples = _first(reader.batch(number, slot, sizes.micro_batch_size), max(0, remaining))
             sums[-1] += objective.parts(samples) if span is None or span.rank == 0 else 0
             (batch,) = micro_batches(samples, sizes.micro_batch_size, device)
-            sums[:-1] += objective(model, stretch_of(batch, span), 1.0).double()
+            sums[:-1] += in_fp64(objective(model, stretch_of(batch, span), 1.0))
     _leave(model)
     *totals, n_parts = sum_over_ranks(sums).tolist()
     if not n_parts:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
+from launchyard.host.devices import DEVICES
 from launchyard.launcher.agent.conclusion import exit_code
 from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_url")
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--nproc-per-node", type=int, required=True)
-    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--device", choices=DEVICES, required=True)
     options = vars(parser.parse_args(argv[1:]))
     run = RunDir(options.pop("run_url"))
     adopt_retry_budget(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -102,7 +101,7 @@ def compare_sides(sides: Sequence[Side]) -> SideBySide:
 
 
 def _curves(first: Side, other: Side) -> Comparison | None:
-    if not first.rows or not other.rows:
+    if any(side.story is None or not side.story.steps.count for side in (first, other)):
         return None
     return compare_rows(first.rows, other.rows, validations=(first.validation, other.validation))
 
@@ -115,15 +114,11 @@ def _results(sides: Sequence[Side]) -> list[Figure]:
 
 
 def _last(key: str) -> Callable[[Side], float | None]:
-    return lambda side: _value(side.rows[-1].get(key)) if side.rows else None
+    return lambda side: _value(side.story.steps.last.get(key)) if side.story is not None else None
 
 
 def _median(key: str) -> Callable[[Side], float | None]:
-    def take(side: Side) -> float | None:
-        values = [value for row in side.rows if (value := _value(row.get(key))) is not None]
-        return statistics.median(values) if values else None
-
-    return take
+    return lambda side: side.story.steps.median(key) if side.story is not None else None
 
 
 def _value(value: object) -> float | None:

@@ -6,8 +6,9 @@ Where steps hold other numbers of tokens, losses are compared at equal tokens in
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -62,34 +63,57 @@ class Comparison:
 
 
 def compare_rows(
-    first: Sequence[AnyRow],
-    second: Sequence[AnyRow],
+    first: Iterable[AnyRow],
+    second: Iterable[AnyRow],
     *,
-    validations: tuple[Sequence[AnyRow], Sequence[AnyRow]] = ((), ()),
+    validations: tuple[Iterable[AnyRow], Iterable[AnyRow]] = ((), ()),
 ) -> Comparison:
-    """The surviving rows of two runs, oldest first; steps that only one has are left out."""
-    pairs = list(_common(first, second))
-    by_tokens = any(a.get("tokens_seen") != b.get("tokens_seen") for a, b in pairs)
+    """The surviving rows of two runs, in order; steps that only one has are left out. None is kept, and where losses
+    are compared at equal tokens they are read once more.
+    """
+    pairs = _Pairs()
+    gap = _GapFinder()
+    for a, b in _common(first, second):
+        pairs.add(a, b)
+        gap.add(_number(a["step"]), _number(a["loss"]), _number(b["loss"]))
     return Comparison(
-        aligned_by="tokens" if by_tokens else "step",
-        last_common_step=int(_number(pairs[-1][0]["step"])) if pairs else 0,
-        first_different={name: _first(pairs, name) for name in COMPARED},
-        loss=_gap(list(_at_tokens(first, second) if by_tokens else _points(pairs))),
-        validation=_gap(list(_points(list(_common(*validations))))),
+        aligned_by="tokens" if pairs.by_tokens else "step",
+        last_common_step=pairs.last,
+        first_different=pairs.first_different,
+        loss=_gap(_at_tokens(first, second)) if pairs.by_tokens else gap.found,
+        validation=_gap((_number(a["step"]), _number(a["loss"]), _number(b["loss"])) for a, b in _common(*validations)),
     )
 
 
-def _common(first: Sequence[AnyRow], second: Sequence[AnyRow]) -> Iterator[tuple[AnyRow, AnyRow]]:
-    there = {row["step"]: row for row in second}
-    return ((row, there[row["step"]]) for row in first if row["step"] in there)
+def _common(first: Iterable[AnyRow], second: Iterable[AnyRow]) -> Iterator[tuple[AnyRow, AnyRow]]:
+    """Rows of the same step, and of the same set where they are of validations."""
+    others = iter(second)
+    other = next(others, None)
+    for row in first:
+        while other is not None and _place(other) < _place(row):
+            other = next(others, None)
+        if other is not None and _place(other) == _place(row):
+            yield row, other
 
 
-def _first(pairs: Sequence[tuple[AnyRow, AnyRow]], name: str) -> int | None:
-    """The first step at which a figure has other bits; a row that lacks it says nothing."""
-    for a, b in pairs:
-        if name in a and name in b and not _alike(a[name], b[name]):
-            return int(_number(a["step"]))
-    return None
+def _place(row: AnyRow) -> tuple[float, str]:
+    return _number(row["step"]), str(row.get("set") or "")
+
+
+class _Pairs:
+    """Where pairs of rows first differ. A row that lacks a figure says nothing about it."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.by_tokens = False
+        self.first_different: dict[str, int | None] = dict.fromkeys(COMPARED)
+
+    def add(self, a: AnyRow, b: AnyRow) -> None:
+        self.last = int(_number(a["step"]))
+        self.by_tokens = self.by_tokens or a.get("tokens_seen") != b.get("tokens_seen")
+        for name, at in self.first_different.items():
+            if at is None and name in a and name in b and not _alike(a[name], b[name]):
+                self.first_different[name] = self.last
 
 
 def _alike(a: object, b: object) -> bool:
@@ -100,41 +124,67 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _points(pairs: Sequence[tuple[AnyRow, AnyRow]]) -> Iterator[tuple[float, float, float]]:
-    """(step, loss, other loss)."""
-    return ((_number(a["step"]), _number(a["loss"]), _number(b["loss"])) for a, b in pairs)
-
-
-def _at_tokens(first: Sequence[AnyRow], second: Sequence[AnyRow]) -> Iterator[tuple[float, float, float]]:
+def _at_tokens(first: Iterable[AnyRow], second: Iterable[AnyRow]) -> Iterator[tuple[float, float, float]]:
     """(tokens, loss, other loss) wherever the first has a step, the other loss on a straight line between two steps."""
-    places = [_number(row["tokens_seen"]) for row in second]
+    places = array("d")
+    losses = array("d")
+    for row in second:
+        places.append(_number(row["tokens_seen"]))
+        losses.append(_number(row["loss"]))
     for row in first:
         tokens = _number(row["tokens_seen"])
         after = bisect_right(places, tokens)
         if after and places[after - 1] == tokens:
-            yield tokens, _number(row["loss"]), _number(second[after - 1]["loss"])
+            yield tokens, _number(row["loss"]), losses[after - 1]
         elif 0 < after < len(places):
             share = (tokens - places[after - 1]) / (places[after] - places[after - 1])
-            low, high = (_number(second[at]["loss"]) for at in (after - 1, after))
+            low, high = losses[after - 1], losses[after]
             yield tokens, _number(row["loss"]), low + share * (high - low)
 
 
-def _gap(points: Sequence[tuple[float, float, float]]) -> Gap | None:
-    """None if they never differ, or nothing is common."""
-    points = [point for point in points if math.isfinite(point[1]) and math.isfinite(point[2])]
-    gaps = [(x, b - a) for x, a, b in points]
-    parted = next(((x, gap) for x, gap in gaps if gap), None)
-    if parted is None:
-        return None
-    largest = max(gaps, key=lambda one: abs(one[1]))
-    tail = [gap for _, gap in gaps[-max(1, len(gaps) // TAIL) :]]
-    return Gap(
-        first=parted[1],
-        at_first=parted[0],
-        apart=next((x for x, gap in gaps if abs(gap) > APART), None),
-        largest=largest[1],
-        at_largest=largest[0],
-        last=gaps[-1][1],
-        at_last=gaps[-1][0],
-        mean_last=math.fsum(tail) / len(tail),
-    )
+def _gap(points: Iterable[tuple[float, float, float]]) -> Gap | None:
+    finder = _GapFinder()
+    for x, a, b in points:
+        finder.add(x, a, b)
+    return finder.found
+
+
+class _GapFinder:
+    """Takes points one after the other; keeps the distances alone."""
+
+    def __init__(self) -> None:
+        self._gaps = array("d")
+        self._parted: tuple[float, float] | None = None
+        self._apart: float | None = None
+        self._largest = (0.0, math.nan)
+        self._last = math.nan
+
+    def add(self, x: float, a: float, b: float) -> None:
+        if not (math.isfinite(a) and math.isfinite(b)):
+            return
+        gap = b - a
+        self._gaps.append(gap)
+        self._last = x
+        if gap and self._parted is None:
+            self._parted = (x, gap)
+        if abs(gap) > APART and self._apart is None:
+            self._apart = x
+        if abs(gap) > abs(self._largest[0]):
+            self._largest = (gap, x)
+
+    @property
+    def found(self) -> Gap | None:
+        """None if they never differ, or nothing is common."""
+        if self._parted is None:
+            return None
+        tail = self._gaps[-max(1, len(self._gaps) // TAIL) :]
+        return Gap(
+            first=self._parted[1],
+            at_first=self._parted[0],
+            apart=self._apart,
+            largest=self._largest[0],
+            at_largest=self._largest[1],
+            last=self._gaps[-1],
+            at_last=self._last,
+            mean_last=math.fsum(tail) / len(tail),
+        )

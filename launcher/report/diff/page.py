@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchyard.launcher.format import clock, count
 from launchyard.launcher.report.diff.comparison import SideBySide
 from launchyard.launcher.report.diff.facts import letter
-from launchyard.launcher.report.diff.text import curve_lines, losses, shown_value
+from launchyard.launcher.report.diff.sides import Side
+from launchyard.launcher.report.diff.text import curve_lines, shown_value
 from launchyard.launcher.report.html import HERE as STYLE
 from launchyard.launcher.report.html import smooth
-from launchyard.run.svg import Line, Mark, curve
+from launchyard.run.svg import Line, Mark, Point, curve
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 if TYPE_CHECKING:
@@ -81,12 +83,12 @@ def _loss(found: SideBySide) -> Markup | None:
     """All losses over each other, with a mark where the first run parts from another; None without two curves."""
     from markupsafe import Markup
 
-    points = [losses(side.rows, found.by_tokens) for side in found.sides]
+    points = [side.losses(by_tokens=found.by_tokens) for side in found.sides]
     if sum(len(one) > 1 for one in points) < 2:
         return None
     lines = [Line(raw, f"c{number}", faint=True) for number, raw in enumerate(points) if raw]
     lines += [Line(smooth(raw), f"c{number}", found.sides[number].name) for number, raw in enumerate(points) if raw]
-    validated = [_validation(side.validation, side.rows, found.by_tokens) for side in found.sides]
+    validated = [_validation(side, found.by_tokens) for side in found.sides]
     lines += [
         Line(one, f"c{number}", f"validation of {found.sides[number].name}", dots=True)
         for number, one in enumerate(validated)
@@ -96,12 +98,12 @@ def _loss(found: SideBySide) -> Markup | None:
     return Markup(redact(drawn))  # noqa: S704 run/svg.py escapes its texts
 
 
-def _validation(
-    validation: Sequence[dict[str, object]], rows: Sequence[dict[str, object]], by_tokens: bool
-) -> list[tuple[float, float]]:
-    tokens = {row["step"]: float(str(row["tokens_seen"])) for row in rows if by_tokens}
-    places = [(tokens.get(row["step"]) if by_tokens else float(str(row["step"])), row["loss"]) for row in validation]
-    return [(place, float(str(loss))) for place, loss in places if place is not None]
+def _validation(side: Side, by_tokens: bool) -> list[Point]:
+    measured = {int(row["step"]) for row in side.validation}
+    rows: Iterable[JsonObject] = side.rows if by_tokens else ()
+    tokens = {int(row["step"]): float(row["tokens_seen"]) for row in rows if int(row["step"]) in measured}
+    places = [(tokens.get(row["step"]) if by_tokens else float(row["step"]), row["loss"]) for row in side.validation]
+    return [(place, float(loss)) for place, loss in places if place is not None]
 
 
 def _marks(found: SideBySide) -> list[Mark]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.recipe.bundled import bundled_recipes
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
+from launchyard.launcher.report.history import Story, read_story
 from launchyard.launcher.runs.find import find
-from launchyard.launcher.runs.history import Story, read_story
 from launchyard.launcher.submit.changes import Change, changes_between
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.run import layout
 from launchyard.run.frozen import ChangedError, content_digest
 from launchyard.run.records import EnvironmentRecord
 from launchyard.run.rundir import RunDir
+from launchyard.run.svg import Course, Point
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 from launchyard.training.own.frozen import read_frozen
 from launchyard.training.own.source import OwnSource
@@ -56,13 +57,33 @@ class Side:
     environment: EnvironmentRecord | None = None
     own: OwnSource | None = None  # the file that `code` names
 
-    @cached_property
-    def rows(self) -> list[dict[str, object]]:
-        return [] if self.story is None else list(self.story.rows)
+    @property
+    def rows(self) -> Iterable[JsonObject]:
+        """Of steps, read anew each time that they are walked over."""
+        return () if self.story is None else _RowsOf(self.story.run)
 
-    @cached_property
-    def validation(self) -> list[dict[str, object]]:
-        return [] if self.story is None else list(self.story.validation)
+    @property
+    def validation(self) -> Sequence[JsonObject]:
+        return () if self.story is None else self.story.validation
+
+    def losses(self, *, by_tokens: bool) -> list[Point]:
+        """The points of its loss curve, over steps or over tokens; few enough to be drawn."""
+        if self.story is None:
+            return []
+        if not by_tokens:
+            return self.story.steps.curves["loss"].points
+        course = Course()
+        for row in self.rows:
+            course.add(float(row["tokens_seen"]), float(row["loss"]))
+        return course.points
+
+
+@dataclass(frozen=True)
+class _RowsOf:
+    run: RunDir
+
+    def __iter__(self) -> Iterator[JsonObject]:
+        return self.run.rows(layout.STEPS)
 
 
 def read_side(word: str) -> Side:

@@ -40,16 +40,10 @@ def text_lines(found: SideBySide, *, paint: Sequence[Callable[[str], str]] = (),
             ("results", *(letter(number) for number in range(len(found.sides)))),
         )
     chart = overlay(
-        [(letter(n), losses(side.rows, found.by_tokens)) for n, side in enumerate(found.sides)], paint=paint
+        [(letter(n), side.losses(by_tokens=found.by_tokens)) for n, side in enumerate(found.sides)], paint=paint
     )
     if chart:
         yield from ("", f"loss over {'tokens' if found.by_tokens else 'steps'}; * where curves meet", *chart)
-
-
-def losses(rows: Sequence[dict[str, object]], by_tokens: bool) -> list[tuple[float, float]]:
-    """The points of a loss curve."""
-    key = "tokens_seen" if by_tokens else "step"
-    return [(float(str(row[key])), float(str(row["loss"]))) for row in rows]
 
 
 def _side_row(found: SideBySide, number: int) -> tuple[str, ...]:

@@ -137,7 +137,8 @@ def test_a_check_writes_nothing_but_its_page(tmp_path: Path, tokenizer_file: str
     ("args", "said"),
     [
         (["--check", "--out", "x"], "--out: not with --check"),
-        (["--check", "--kind", "instruct"], "not conversations"),
+        (["--check", "--kind", "instruct", "--too-long", "drop"], "--too-long: not with --check"),
+        (["--check", "--kind", "instruct", "--validation", "0.1"], "no tokenizer is named"),
         (["--check", "--seq-len", "5"], "no tokenizer is named"),
         (["--no-near", "--out", "x", "--tokenizer", "t"], "--no-near: only with --check"),
         (["--out", "x"], "Missing option '--tokenizer'"),

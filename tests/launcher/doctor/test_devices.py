@@ -67,7 +67,7 @@ def test_a_full_gpu_is_named_all_the_same() -> None:
     ("torch", "names", "fix"),
     [
         (torch_with(hip="7.1"), ["AMD, by ROCm", "AMD, by ROCm"], "train.device=cuda"),
-        (torch_with(mps=True), ["Apple, by MPS"], "train.device=cpu"),
+        (torch_with(mps=True), ["Apple, by MPS"], "train.device=mps"),
     ],
 )
 def test_what_nobody_has_run_is_marked(torch: Any, names: list[str], fix: str) -> None:
@@ -146,3 +146,10 @@ def test_the_command_tells_devices_and_whether_a_recipe_fits(tmp_path: Path, mon
     told = json.loads(done.output)
     assert done.return_value == 1 and not told["fits"]["devices"][0]["fits"]
     assert [one["level"] for one in told["findings"] if one["what"] == "fits"] == ["error"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [(("avx2", "amx_bf16"), "1.7 to 2 times"), (("avx512_bf16",), "no AMX")])
+def test_a_cpu_says_what_bf16_gains_there(flags: tuple[str, ...], words: str) -> None:
+    cpu = DeviceFacts(kind="cpu", name="Abacus", memory=GB, free=GB, cores=2, flags=flags)
+    *_, found = device_findings(Machine(torch="2.13.0", devices=(cpu,)))
+    assert found.level == "ok" and words in found.found

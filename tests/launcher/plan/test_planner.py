@@ -427,3 +427,32 @@ def test_every_preset_plans_without_torch(number: int, monkeypatch: pytest.Monke
             model = recipe.model.model_copy(update={"preset": name})
             plan = plan_of(recipe.model_copy(update={"model": model}), GPUS, cluster=cluster)
             assert plan.model == config, name
+
+
+MAC = CPU.model_copy(update={"has_mps": True})
+
+
+def test_apples_gpu_trains_one_worker_and_is_marked_untried() -> None:
+    plan = plan_of(host=MAC, train__device="mps")
+    assert (plan.device, plan.world_size) == ("mps", 1)
+    assert any("untried" in note for note in plan.notes)
+
+
+def test_a_mac_trains_on_its_cpu_unasked() -> None:
+    plan = plan_of(host=MAC)
+    assert plan.device == "cpu" and any("train.device=mps" in note for note in plan.notes)
+    assert not any("mps" in note for note in plan_of().notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"host": CPU}, "train.device"),
+        ({"resources__nproc_per_node": 2}, "resources.nproc_per_node"),
+        ({"train__precision": "fp64"}, "train.precision"),
+        ({"train__precision": "fp8"}, "train.precision"),
+        ({"parallel__cpu_offload": True}, "parallel.cpu_offload"),
+    ],
+)
+def test_what_apples_gpu_cannot_do_is_refused(changes: dict[str, Any], key: str) -> None:
+    assert key in problems_of(**{"host": MAC, "train__device": "mps"} | changes)

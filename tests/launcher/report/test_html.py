@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
+from launchyard.launcher.report.history import read_story
 from launchyard.launcher.report.html import report_page, smooth
-from launchyard.launcher.runs.history import read_story
 from launchyard.run.goodput import CAUSES
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
 from tests.monitoring.made import Made, preempted_twice
@@ -73,7 +73,8 @@ def test_the_story_of_two_preemptions(tmp_path: Path) -> None:
     story = read_story(preempted_twice(tmp_path).run)
     assert story.preemptions == 2 and [one.result for one in story.attempts] == ["preempted", "preempted", "completed"]
     assert [one.started_from for one in story.attempts] == [0, 40, 60]
-    assert [row["step"] for row in story.rows] == list(range(1, 101))
+    assert (story.steps.count, story.steps.first["step"], story.steps.last["step"]) == (100, 1, 100)
+    assert [step for step, _ in story.steps.curves["loss"].points] == list(range(1, 101))
     causes = [[piece.cause for piece in one.pieces] for one in story.attempts]
     assert causes[0][:2] == ["start", "productive"]
     assert causes[1][0] == "down", "what came between two attempts stands before the later one"

@@ -12,10 +12,11 @@ from click.testing import CliRunner, Result
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
 from launchyard.launcher.report.gradients import page_gradients
+from launchyard.launcher.report.history import read_story
 from launchyard.launcher.report.html import report_page
 from launchyard.launcher.report.phases import read_phases
 from launchyard.launcher.report.profiles import next_steps
-from launchyard.launcher.runs.history import read_story
+from launchyard.launcher.report.steps import read_steps
 from launchyard.launcher.runs.state import state_of
 from launchyard.run import layout
 from launchyard.training.profile.tables import table_text
@@ -192,12 +193,12 @@ def test_a_report_prints_them_and_shows_gradients_by_part(tmp_path: Path) -> Non
     said = run_cli("report", made.run_id, "--out", str(path)).output
     assert said.startswith(run_cli("metrics", made.run_id, "--phases").output) and said.endswith("kB)\n")
     assert "Gradient norms by part" not in path.read_text()
-    rows = list(read_story(made.run).rows)
+    rows = list(made.run.rows("steps"))
     for row in rows:
         if row["step"] % 10 == 0:
             row["grad_norms"] = {f"blocks.{block}": 1.0 + block + row["step"] / 100 for block in range(9)}
             row["group_grad_norms"] = {"*norm.weight": 0.5}
-    found = page_gradients(rows, [])
+    found = page_gradients(read_steps(rows).norms, [])
     assert found is not None and "in 10 steps" in found["said"] and "6 largest" in found["said"]
     assert [one for _, one in found["legend"]] == [f"blocks.{block}" for block in range(3, 9)]
     assert found["rows"][8] == ["blocks.8", "9.1", "9.55", "10", "100", "10"]

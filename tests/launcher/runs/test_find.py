@@ -23,6 +23,7 @@ from launchyard.launcher.submit.launch import check_free
 from launchyard.run.append import Appender
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
+from launchyard.run.tail import last_rows
 from launchyard.storage.options import StoreOptions
 from tests.support.standin import make_run
 
@@ -211,11 +212,11 @@ def test_last_row_of_a_long_run_reads_only_its_end(tmp_path: Path) -> None:
     claim(run, 0, alive=True)
     rows(run, 0, range(1, 3001), start=0)
     assert os.path.getsize(run.path("metrics/steps-0000.jsonl")) > 3 * runs_state._TAIL_BYTES
-    row = runs_state.last_rows(run, [0])[-1]
+    row = last_rows(run, [0])[-1]
     assert row is not None and row["step"] == 3000
     with open(run.path("metrics/steps-0000.jsonl"), "a") as file:
         file.write('{"step": 3001, "lo')
-    assert runs_state.last_rows(run, [0])[-1] == row, "a row that a kill cut short does not count"
+    assert last_rows(run, [0])[-1] == row, "a row that a kill cut short does not count"
 
 
 @pytest.mark.parametrize("place", ["{folder}", "memory://{name}/run"])

@@ -176,7 +176,9 @@ def test_a_checkpoint_that_lacks_a_parameter_is_named(run: Path) -> None:
         CheckpointWeights(str(folder))
 
 
-@pytest.mark.parametrize(("device", "said"), [("cuda", "finds no GPU"), ("tpu9", "use auto, cpu, cuda")])
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda", "finds no GPU"), ("mps", "no GPU of Apple"), ("tpu9", "use auto, cpu, cuda")]
+)
 def test_a_device_that_is_not_there_is_an_error(
     device: str, said: str, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ class CorpusFindings:
     """Counts are of documents where nothing else is said."""
 
     sources: list[str]
-    kind: str  # text, or that of a prepared folder
+    kind: str  # text, instruct, preference, or that of a prepared folder
     documents: dict[str, int]  # of each part, empty ones apart
     empty: int
     rejects: RejectTally
@@ -62,6 +62,8 @@ class CorpusFindings:
     control_tokens: list[Occurrence]
     control_characters: list[Occurrence]
     limits: list[str]  # what the figures do not tell
+    dropped: dict[str, int] = field(default_factory=dict)  # conversations that give no row, by reason; not documents
+    of_rows: dict[str, int] = field(default_factory=dict)  # what else happens to conversations
 
     @property
     def total(self) -> int:

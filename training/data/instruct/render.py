@@ -153,6 +153,10 @@ class Renderer:
         """None if it has no token to train for, is too long or is refused, counted in `dropped`."""
         return self._unless_dropped(conversation, self._row)
 
+    def pair(self, pair: Pair) -> tuple[Row, Row] | None:
+        """The same for a pair."""
+        return self._unless_dropped(pair, self._pair)
+
     def _unless_dropped(self, given: _Given, make: Callable[[_Given], _Made]) -> _Made | None:
         try:
             return make(given)

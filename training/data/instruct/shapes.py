@@ -68,7 +68,7 @@ def read_pairs(sources: Sequence[str], *, columns: Columns | None = None, split:
 def _read(
     sources: Sequence[str], make: Callable[[Record], Made], split: Split, columns: Columns | None
 ) -> Iterator[Made]:
-    _check_names(columns)
+    check_names(columns)
     faults: list[str] = []
     reasons: set[str] = set()
     n_faults = 0
@@ -97,7 +97,8 @@ def _read(
         raise ValueError(f"{n_faults} of {seen} rows are faulty:\n" + "\n".join(faults) + more)
 
 
-def _check_names(columns: Columns | None) -> None:
+def check_names(columns: Columns | None) -> None:
+    """ValueError for a name that is none of ours."""
     for ours in columns or {}:
         if ours not in COLUMN_NAMES:
             raise ValueError(f"data.columns: {ours} is none of {', '.join(COLUMN_NAMES)}")
