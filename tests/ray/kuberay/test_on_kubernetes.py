@@ -28,7 +28,7 @@ from tests.support.shell import Shell
 from tests.support.small_runs import write_data
 from tests.support.store import Bucket
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 300
 SECRET = "store-keys"
 S3_PORT = 8333
