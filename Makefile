@@ -116,6 +116,7 @@ bench: setup-dev ## Measure the quick set against its goals (ten minutes, no net
 peers: setup-dev ## Fetch the peers that `make bench ARGS=--peers` runs, each into a folder of its own (100 MB)
 	@$(call peer,litgpt,litgpt lightning pytorch-lightning lightning-utilities torchmetrics jsonargparse typeshed-client docstring-parser)
 	@$(call peer,litdata,litdata lightning-utilities boto3 s3transfer)
+	@$(call peer,trl,trl)
 
 # Without what they depend on: that is in .venv, but for the packages that are named, and torchvision, which breaks torch.
 peer = test -d .venv/peers/$(1) || $(BIN)/pip install --quiet --no-deps --target .venv/peers/$(1) $(2)

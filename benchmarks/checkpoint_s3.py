@@ -34,7 +34,7 @@ from launchyard.storage.stores.registry import store_for
 from launchyard.storage.stores.s3 import PARTS_AT_ONCE, UPLOAD_PART_BYTES
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Identity
-from launchyard.training.checkpoint.dcp import PIECE_BYTES, READERS, as_bytes
+from launchyard.training.checkpoint.parts import PIECE_BYTES, READERS, as_bytes
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import read_world
 

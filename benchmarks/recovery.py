@@ -2,6 +2,7 @@
 
     python benchmarks/recovery.py [--kills 5] [--pause 20] [--cluster NAME] [--nodes 1] [--ranks 2]
     python benchmarks/recovery.py --goodput 10 --pause 60
+    python benchmarks/recovery.py --cluster sandbox-ray --nodes 2 --ranks 1      # after `launch sandbox up ray`
 
 The run is the bundled quickstart with more steps than it can make; `launch drill kill` kills, and measures from the
 SIGKILL to the first step that the next attempt finishes. Side by side, one after the other: with snapshots in memory,
@@ -50,7 +51,7 @@ class Measured:
         subprocess.run([*LAUNCH, "cancel", self.url], check=False, stdout=subprocess.DEVNULL)
 
     def kill(self) -> dict[str, Any]:
-        done = subprocess.run([*LAUNCH, "drill", "kill", self.url, "--json"], check=True, capture_output=True)
+        done = subprocess.run([*LAUNCH, "drill", "kill", self.url, "--json"], check=True, stdout=subprocess.PIPE)
         return dict(json.loads(done.stdout))
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="workers of each node")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("STATE", "CACHE", "CONFIG"):
+        for kind in ("STATE", "CACHE", *([] if given.cluster else ["CONFIG"])):
             os.environ[f"XDG_{kind}_HOME"] = str(Path(folder) / kind)
         measure = recoveries if given.goodput is None else goodput
         measure(given, Path(folder))

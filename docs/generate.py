@@ -240,7 +240,7 @@ def run_directory_page() -> Iterator[str]:
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
     files = (records.Job, records.Submission, records.OutcomeRecord, records.EnvironmentRecord, records.Target)
-    for record in (*files, records.BadNodes, records.BadNode, notices.Notice):
+    for record in (*files, records.Acknowledged, records.BadNodes, records.BadNode, notices.Notice):
         yield from record_table(record)
     yield (
         "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "
@@ -259,7 +259,9 @@ def run_directory_page() -> Iterator[str]:
         yield from record_table(part, "###")
     yield (
         "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text "
-        "before it, closed by a brace. An entry of a safetensors file is called `key@offset,offset`.\n"
+        "before it, closed by a brace. An entry of a safetensors file is called `key@offset,offset`; the last, `xxh3`, "
+        "holds the hashes of the others. A file holds the parts of one rank by the order of their keys, each cut into "
+        "pieces of whole rows. Format 1 lists every piece instead.\n"
     )
 
 

@@ -38,20 +38,23 @@ class RunCheckpoints:
 
     def counting(self) -> Iterator[int]:
         """Steps of the checkpoints that count, newest first."""
-        for step in self.steps():
-            try:
-                counts = not self.late(step)
-            except FileNotFoundError:  # removed since it was listed
-                continue
-            if counts:
-                yield step
+        yield from (step for step in self._found() if self.counts(step))
+
+    def counts(self, step: int) -> bool:
+        """Does a checkpoint exist, and count?"""
+        try:
+            return not self.late(step)
+        except FileNotFoundError:
+            return False
 
     def steps(self) -> Iterator[int]:
         """Steps of all checkpoints that exist, also of those that do not count; newest first."""
+        yield from (step for step in self._found() if self._run.exists(layout.manifest(step)))
+
+    def _found(self) -> list[int]:
+        """Steps that have a folder, and perhaps a checkpoint; newest first."""
         at_once(self._run.url, lambda: self._listed, lambda: self._latest)
-        for step in sorted(self._listed | self._latest, reverse=True):
-            if self._run.exists(layout.manifest(step)):
-                yield step
+        return sorted(self._listed | self._latest, reverse=True)
 
     def look_ahead(self) -> None:
         """Asks at once for what decides which checkpoints count, where a store would be asked for one after the other.
@@ -210,7 +213,9 @@ def best_checkpoint(run: RunDir, *, metric: str, high: bool) -> int | None:
 
 def newest_checkpoint(run: RunDir) -> int | None:
     """Step of the newest checkpoint that counts; None without one."""
-    return RunCheckpoints(run).newest()
+    checkpoints = RunCheckpoints(run)
+    told = run.told_checkpoint()
+    return told if told is not None and checkpoints.counts(told) else checkpoints.newest()
 
 
 def committed_steps(run: RunDir) -> list[int]:

@@ -22,6 +22,7 @@ TEMPLATES_FOLDER = f"{TOKENIZER_FOLDER}/additional_chat_templates"
 # -- of the whole run ------------------------------------------------------------------------------------------------
 OUTCOME = "outcome.json"
 STOP = "stop.json"
+ACKNOWLEDGED = "acknowledged.json"
 JOB_LOG = "job.log"
 LOSS_CURVE = "loss.svg"
 SAMPLE = "sample.txt"
@@ -384,6 +385,8 @@ ENTRIES = (
     Entry(f"{JOB_CODE}/", "launcher", "at each submission, from a checkout", "The copy of launchyard that all attempts "
           "of the job run; Ray gets a zip instead."),
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
+    Entry(ACKNOWLEDGED, "`launch ack`", "when somebody knows of its end", "By whom, and which end: "
+          "[Acknowledged](run-directory.md#acknowledged). No alert pages for that one any more."),
     Entry(ROLLBACKS, "`launch resume --from-step`, `--from-scratch`", "before that attempt is submitted",
           "Attempts that went back on purpose, each with the `step` from which it went on."),
     Entry(DATA_PLACE, "`launch resume RUN data.source=…` or `train.max_epochs=…`", "before that attempt is submitted",

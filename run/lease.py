@@ -49,4 +49,4 @@ class Heartbeat:
     def _write(self) -> None:
         facts = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         self._run.write_json(layout.heartbeat(self._attempt), facts)
-        self.superseded = self._run.exists(layout.job(self._attempt + 1))
+        self.superseded = self._run.is_claimed(self._attempt + 1)

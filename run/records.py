@@ -105,6 +105,18 @@ class OutcomeRecord(BaseModel):
     time: float = Field(description="Time of the end.")
 
 
+class Acknowledged(BaseModel):
+    """acknowledged.json: somebody knows of an end, so that nobody is paged for it; another end pages again."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    attempt: int = Field(description="The newest one then.")
+    state: str = Field(description="Of the run then: `failed` or `lost`.")
+    by: str = Field(description="User and machine.")
+    note: str = Field(default="", description="What they said to it.")
+    time: float = Field(description="When.")
+
+
 class Target(BaseModel):
     """attempts/NNNN/targets/NNNNN.json: where a worker serves its metrics, from when it listens until its clean end."""
 

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -98,6 +98,10 @@ class RunDir:
             offset += len(raw)
             if not raw or offset % LOG_PART_BYTES:
                 return b"".join(parts)
+
+    def blocks(self, name: str) -> Iterable[bytes]:
+        """The content of a long file, bit by bit."""
+        return files.read_blocks(self.path(name))
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
@@ -276,12 +280,12 @@ class RunDir:
     def attempts(self) -> list[int]:
         """Claimed attempts, oldest first."""
         numbers = [int(name) for name in self.listdir(layout.ATTEMPTS) if name.isdigit()]
-        claimed = [n for n in numbers if self._is_claimed(n)]
-        while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
+        claimed = [n for n in numbers if self.is_claimed(n)]
+        while self.is_claimed(after := claimed[-1] + 1 if claimed else 0):
             claimed.append(after)  # a store's listing may lag
         return claimed
 
-    def _is_claimed(self, attempt: int) -> bool:
+    def is_claimed(self, attempt: int) -> bool:
         return self.exists(layout.job(attempt))
 
     def job(self, attempt: int) -> Job:
@@ -408,7 +412,7 @@ class RunDir:
         path = self.path(name)
         bad: list[int] = []
         try:
-            yield from damage.stream_objects(files.read_blocks(path), is_valid, bad)
+            yield from damage.stream_objects(self.blocks(name), is_valid, bad)
         except OSError as error:
             if not damage.unreadable(error):
                 raise
@@ -420,7 +424,15 @@ class RunDir:
         """Returns the events of rank 0: {"event": …, "time": …, …}, see run/events.py."""
         folder = self.attempt_dir(attempt)
         names = [name for name in self.listdir(folder) if layout.is_grown(name, layout.EVENTS)]
-        return [event for name in names for event in self._lines_of(f"{folder}/{name}", is_event)]
+        return [event for name in names for event in self.events_in(f"{folder}/{name}")]
+
+    def events_in(self, name: str) -> list[JsonObject]:
+        """Those in one file."""
+        return list(self._lines_of(name, is_event))
+
+    def told_checkpoint(self) -> int | None:
+        """The step of the newest checkpoint, where its records are taken at their word: see run/look.py."""
+        return None
 
     def starts(self) -> dict[int, int]:
         """The step from which each attempt went on that got so far, oldest attempt first."""

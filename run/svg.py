@@ -11,7 +11,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH = 1040.0
@@ -20,6 +20,9 @@ RIGHT = 14.0
 TOP = 12.0
 BOTTOM = 26.0
 MAX_POINTS = 1000
+MAX_DOTS = 120  # of more, dots hide each other and what lies below: they are a line
+MAX_MARKS = 30  # and more marks hide the curve: they stand on the axis alone
+CELL = 4.0  # places of a time line: what is smaller shares one
 FILE_WIDTH = 720.0
 FILE_HEIGHT = 400.0
 FILE_HEAD = 38.0
@@ -106,7 +109,10 @@ def curve(
     low, high = _bounds([y for line in lines if not line.faint for _, y in line.points] or [y for _, y in points])
     frame = _Frame(*x_bounds, 0.0 if from_zero else low, high, width, height)
     parts = [_open(width, height, label), *frame.grid(form, x_form)]
-    parts += [frame.mark(mark) for mark in marks if x_bounds[0] <= mark.x <= x_bounds[1]]
+    inside = [mark for mark in marks if x_bounds[0] <= mark.x <= x_bounds[1]]
+    crowded = len(inside) > MAX_MARKS
+    inside = _apart(inside, frame.x, CELL) if crowded else inside
+    parts += [frame.mark(mark, short=crowded) for mark in inside]
     parts += [frame.line(line) for line in lines]
     return "".join([*parts, "</svg>"])
 
@@ -291,7 +297,7 @@ class _Frame:
 
     def line(self, line: Line) -> str:
         style = f'style="color:var(--{line.colour})"'
-        if line.dots:
+        if line.dots and len(line.points) <= MAX_DOTS:
             dots = (
                 f'<circle class="dot" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3">'
                 f"<title>{escape(line.name)} {y:.4g} at {x:g}</title></circle>"
@@ -301,29 +307,31 @@ class _Frame:
         points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line.points)
         return f'<polyline class="line{" faint" * line.faint}" {style} points="{points}"/>'
 
-    def mark(self, mark: Mark) -> str:
+    def mark(self, mark: Mark, *, short: bool = False) -> str:
         x = self.x(mark.x)
+        top = self.height - BOTTOM - 7 if short else TOP
         return (
-            f'<g class="mark" style="color:var(--{mark.colour})"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
+            f'<g class="mark" style="color:var(--{mark.colour})"><line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" '
             f'y2="{self.height - BOTTOM:.1f}"/><title>{escape(mark.text)}</title></g>'
         )
 
 
 def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str], width: float = WIDTH) -> str:
-    """Lanes over one axis of seconds, from 0 on; each piece has its text as a tooltip."""
+    """Lanes over one axis of seconds, from the first piece on; each piece has its text as a tooltip."""
     if not lanes:
         return ""
     lane = 26.0
     gap = 10.0
     left = 110.0
+    first = min((bar.x0 for one in lanes for bar in one.bars), default=0.0)
     end = max((bar.x1 for one in lanes for bar in one.bars), default=1.0) or 1.0
     height = TOP + len(lanes) * (lane + gap) + BOTTOM
 
     def x_of(value: float) -> float:
-        return left + (width - left - RIGHT) * min(1.0, max(0.0, value / end))
+        return left + (width - left - RIGHT) * min(1.0, max(0.0, (value - first) / ((end - first) or 1.0)))
 
     parts = [_open(width, height, label)]
-    for value in _time_ticks(end):
+    for value in _time_ticks(first, end):
         x = x_of(value)
         anchor = "end" if x > width - RIGHT - 20 else "middle"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{height - BOTTOM:.1f}"/>')
@@ -331,14 +339,12 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
     for number, one in enumerate(lanes):
         y = TOP + number * (lane + gap)
         parts.append(f'<text class="lane" x="0" y="{y + lane * 0.66:.1f}">{escape(one.name)}</text>')
-        for bar in one.bars:
-            x0 = x_of(bar.x0)
-            x1 = x_of(bar.x1)
+        for bar in _joined([replace(bar, x0=x_of(bar.x0), x1=x_of(bar.x1)) for bar in one.bars]):
             parts.append(
-                f'<rect class="bar" style="color:var(--{bar.colour})" x="{x0:.1f}" y="{y:.1f}" '
-                f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.text)}</title></rect>'
+                f'<rect class="bar" style="color:var(--{bar.colour})" x="{bar.x0:.1f}" y="{y:.1f}" '
+                f'width="{max(1.2, bar.x1 - bar.x0):.1f}" height="{lane}"><title>{escape(bar.text)}</title></rect>'
             )
-        for mark in one.marks:
+        for mark in _apart(one.marks, x_of, 2 * CELL):
             x = x_of(mark.x)
             parts.append(
                 f'<path class="pin" style="color:var(--{mark.colour})" d="M{x:.1f},{y + lane + 1:.1f} l-3.5,6 h7 z">'
@@ -347,11 +353,41 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
     return "".join([*parts, "</svg>"])
 
 
-def _time_ticks(end: float) -> list[float]:
+def _joined(bars: Sequence[Bar]) -> list[Bar]:
+    """Bars in places of the drawing. Those of a colour that are smaller than a cell share one, which is as wide as all
+    of them together.
+    """
+    found: list[Bar] = []
+    cells: dict[tuple[str, int], list[Bar]] = {}
+    for bar in bars:
+        if bar.x1 - bar.x0 >= CELL:
+            found.append(bar)
+        else:
+            cells.setdefault((bar.colour, int(bar.x0 // CELL)), []).append(bar)
+    for some in cells.values():
+        wide = sum(bar.x1 - bar.x0 for bar in some)
+        found.append(replace(some[0], x1=some[0].x0 + wide, text=_and_more(some[0].text, len(some) - 1)))
+    return found
+
+
+def _apart(marks: Sequence[Mark], x_of: Callable[[float], float], cell: float) -> list[Mark]:
+    """One mark for all that would stand in the same cell of the drawing."""
+    cells: dict[int, list[Mark]] = {}
+    for mark in marks:
+        cells.setdefault(int(x_of(mark.x) // cell), []).append(mark)
+    return [replace(some[0], text=_and_more(some[0].text, len(some) - 1)) for some in cells.values()]
+
+
+def _and_more(text: str, count: int) -> str:
+    return f"{text}, and {count} more here" if count else text
+
+
+def _time_ticks(first: float, end: float) -> list[float]:
     """Places on an axis of seconds: whole seconds, minutes, hours or days."""
     sizes = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800)
-    size = next((size for size in sizes if end / size <= 8), 604800 * math.ceil(end / 604800 / 8))
-    return [float(size * n) for n in range(int(end / size) + 1)]
+    size = next((size for size in sizes if (end - first) / size <= 8), 0)
+    size = size or 604800 * math.ceil((end - first) / 604800 / 8)
+    return [float(size * n) for n in range(math.ceil(first / size - 1e-9), int(end / size) + 1)]
 
 
 def stack(parts: Sequence[tuple[str, float, str]], *, label: str, width: float = WIDTH, height: float = 34.0) -> str:

@@ -14,7 +14,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import damage
 from launchyard.storage.damage import JsonObject
 
-_BLOCK_BYTES = 4 << 20  # of rows that are read at a time
+_BLOCK_BYTES = 1 << 20  # of rows that are read at a time
 _LAST_BYTES = 64 << 10
 
 

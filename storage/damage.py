@@ -27,6 +27,11 @@ def report_damage(fault: str) -> None:
         _logger.warning("! damaged  %s", fault)
 
 
+def reported() -> int:
+    """The number of faults that this process has reported."""
+    return len(_reported)
+
+
 UNREADABLE = (IsADirectoryError, NotADirectoryError, PermissionError)
 
 

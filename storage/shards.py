@@ -1,30 +1,36 @@
 """The format of a sharded set of tensors: safetensors files, and a manifest.json that makes them one thing.
 
-Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the manifest holds the place of each
-piece, its extent in the whole tensor and its xxh3 hash. No pickle anywhere: JSON and bytes.
+Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the last entry of a file holds their
+xxh3 hashes. The manifest holds the hash of those, and who wrote which part of each tensor (storage/layouts.py). Its
+first format listed every piece itself, and is read as well. No pickle anywhere: JSON and bytes.
 Light: pydantic, xxhash and stdlib; torch only where tensors are read.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from launchyard.storage import files
+from launchyard.storage import files, layouts
+from launchyard.storage.at_once import at_once
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.safetensors import torch_dtype
+from launchyard.storage.layouts import HASH_BYTES, Extent, FilePlaces, Layout, Part
+from launchyard.storage.safetensors import DTYPE_BYTES, torch_dtype
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 READ_TRIES = 3
 _SEAL = ',"xxh3":"'
 _END = '"}'
-_HEAD_BYTES = 256
-_HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),(?:"run_id":"([^"\\]*)",)?')
+_HEAD_BYTES = 512
+_HEAD = re.compile(
+    rb'\{"format":\d+,"step":\d+,"attempt":(\d+),(?:"run_id":"([^"\\]*)",)?"world_size":(\d+),"kind":"(\w+)"'
+)
 _Result = TypeVar("_Result")
 
 
@@ -42,13 +48,14 @@ class TensorPiece(BaseModel):
 
 
 class TensorEntry(BaseModel):
-    """One tensor; its pieces cover it without overlap."""
+    """One tensor; its parts, or pieces, cover it without overlap."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: str = Field(description="As safetensors call it: F32, BF16 …")
     shape: tuple[int, ...] = Field(description="Of the whole tensor.")
-    pieces: tuple[TensorPiece, ...] = Field(description="Each written by one rank.")
+    layout: int | None = Field(default=None, description="Its number among `layouts`, from 0; none in format 1.")
+    pieces: tuple[TensorPiece, ...] = Field(default=(), description="In format 1 alone: each written by one rank.")
 
 
 class FileEntry(BaseModel):
@@ -59,6 +66,8 @@ class FileEntry(BaseModel):
     bytes: int = Field(description="Its whole size.")
     header_xxh3: str = Field(description="xxh3_64 of all that precedes the first piece.")
     header_bytes: int = Field(description="Bytes that precede it.")
+    pieces: int = Field(default=0, description="Number of its pieces; their hashes end the file. 0 in format 1.")
+    hashes_xxh3: str = Field(default="", description="xxh3_64 of those hashes, in hex; empty in format 1.")
 
 
 class LogEntry(BaseModel):
@@ -73,7 +82,7 @@ class LogEntry(BaseModel):
 class Manifest(BaseModel):
     """manifest.json. Written last: a folder without it does not exist.
 
-    `format`, `step`, `attempt` and `run_id` stay its first four: read_head finds them in its first bytes.
+    Those up to `kind` stay its first: read_head finds them in its first bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -97,8 +106,15 @@ class Manifest(BaseModel):
     rows: dict[str, LogEntry] = Field(
         default={}, description="Of this attempt and those it went on from, by `steps-NNNN` and `validation-NNNN`."
     )
+    piece_bytes: int = Field(default=0, description="Parts are cut into pieces of so many bytes at most, or of a row.")
     files: dict[str, FileEntry] = Field(description="By name.")
     tensors: dict[str, TensorEntry] = Field(description="By key: `model.` weights, `optimizer.` moments.")
+    layouts: tuple[Layout, ...] = Field(
+        default=(),
+        description="Ways in which tensors are cut: of each part the number of its file among `files`, the first "
+        "element of each axis, and the elements of each axis.",
+    )
+    _open: dict[str, OpenShards] = PrivateAttr(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -142,6 +158,8 @@ class ManifestHead:
 
     attempt: int
     run_id: str
+    world_size: int
+    kind: str
 
 
 def read_head(folder: str) -> ManifestHead | None:
@@ -157,7 +175,9 @@ def read_head(folder: str) -> ManifestHead | None:
     except OSError:
         return None
     found = _HEAD.match(head)
-    return ManifestHead(int(found[1]), (found[2] or b"").decode()) if found else None
+    if found is None:
+        return None
+    return ManifestHead(int(found[1]), (found[2] or b"").decode(), int(found[3]), found[4].decode())
 
 
 def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:
@@ -216,48 +236,161 @@ def check_hash(raw: bytes | bytearray | memoryview, path: str, key: str, piece: 
         raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")
 
 
-def check_header(folder: str, name: str, entry: FileEntry) -> None:
-    """Raises CorruptError if a file is missing, of another size, or begins with other bytes than were saved."""
+def check_file(folder: str, name: str, entry: FileEntry) -> bytes:
+    """Returns the hashes of the pieces of a file; nothing for one of format 1.
+
+    Raises CorruptError if it is missing, of another size, or begins or ends with other bytes than were saved.
+    """
     path = f"{folder}/{name}"
 
-    def check() -> None:
+    def check() -> bytes:
+        found = dict[str, bytes]()
         try:
-            size = files.size(path)
-            header = files.read(path, 0, entry.header_bytes)
+            at_once(
+                path,
+                lambda: found.update(header=files.read(path, 0, entry.header_bytes)),
+                lambda: found.update(tail=_tail(path, entry)),
+            )
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is missing") from error
         except StoreError:
             raise
         except OSError as error:
             raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
+        if _hash(found["header"]) != entry.header_xxh3:
+            raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
+        if entry.pieces and _hash(found["tail"]) != entry.hashes_xxh3:
+            raise CorruptError(f"{path} is changed: the hash of the hashes of its pieces is not what was saved")
+        return found["tail"]
+
+    return again_if_remote(path, check)
+
+
+def _tail(path: str, entry: FileEntry) -> bytes:
+    """The hashes at the end of a file, in the request that shows that it ends there. CorruptError if it does not."""
+    length = entry.pieces * HASH_BYTES
+    tail = files.read(path, entry.bytes - length, length + 1) if entry.pieces else b""
+    if not entry.pieces or len(tail) != length:
+        size = files.size(path)
         if size != entry.bytes:
             fault = "cut" if size < entry.bytes else "changed"
             raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {fault}")
-        if _hash(header) != entry.header_xxh3:
-            raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
+    return tail
 
-    again_if_remote(path, check)
+
+class OpenShards:
+    """The pieces of a sharded set. Of each file that holds some, header and hashes are read once, and checked."""
+
+    def __init__(self, folder: str, manifest: Manifest) -> None:
+        self._folder = folder
+        self.manifest = manifest
+        self._names = list(manifest.files)
+        self._number = {key: number for number, key in enumerate(manifest.tensors)}
+        self._parts: dict[int, dict[int, Part]] = {}  # of a layout, by the number of their file
+        self._overlaps: dict[tuple[int, Extent, Extent], list[Part]] = {}
+        self._files: dict[str, tuple[FilePlaces, bytes]] = {}
+
+    def names(self, key: str, offsets: Extent, sizes: Extent) -> set[str]:
+        """The files that hold something of a box of a tensor."""
+        entry = self.manifest.tensors[key]
+        if entry.layout is None:
+            return {piece.file for piece in _within(entry.pieces, offsets, sizes)}
+        return {self._names[part[0]] for part in self._overlapping(entry.layout, offsets, sizes)}
+
+    def open(self, name: str) -> None:
+        """Reads and checks what a file says of itself, if that was not done before. CorruptError if it is damaged."""
+        if name not in self._files:
+            entry = self.manifest.files[name]
+            hashes = check_file(self._folder, name, entry)
+            self._files[name] = (self._places(name, entry), hashes)
+
+    def _places(self, name: str, entry: FileEntry) -> FilePlaces:
+        manifest = self.manifest
+        number = self._names.index(name)
+        parts = ((one.dtype, self._part_in(one, number)) for one in manifest.tensors.values())
+        found = layouts.places(parts, header_bytes=entry.header_bytes, piece_bytes=manifest.piece_bytes)
+        end = entry.bytes - HASH_BYTES * entry.pieces
+        if entry.pieces and (found.starts[-1], found.pieces[-1]) != (end, entry.pieces):
+            raise CorruptError(f"{self._folder}/{name}: its parts are not as long as {MANIFEST} says")
+        return found
+
+    def _part_in(self, entry: TensorEntry, number: int) -> Part | None:
+        if entry.layout is None:
+            return None
+        if entry.layout not in self._parts:
+            self._parts[entry.layout] = {part[0]: part for part in self.manifest.layouts[entry.layout]}
+        return self._parts[entry.layout].get(number)
+
+    def _overlapping(self, layout: int, offsets: Extent, sizes: Extent) -> list[Part]:
+        asked = (layout, offsets, sizes)
+        if asked not in self._overlaps:
+            parts = self.manifest.layouts[layout]
+            self._overlaps[asked] = [part for part in parts if layouts.common(offsets, sizes, part[1], part[2])]
+        return self._overlaps[asked]
+
+    def pieces(self, key: str, offsets: Extent, sizes: Extent) -> Iterator[TensorPiece]:
+        """The pieces that hold something of a box of a tensor."""
+        entry = self.manifest.tensors[key]
+        if entry.layout is None:
+            yield from _within(entry.pieces, offsets, sizes)
+            return
+        for part in self._overlapping(entry.layout, offsets, sizes):
+            self.open(self._names[part[0]])
+            yield from _within(self._cut(key, entry, part), offsets, sizes)
+
+    def pieces_in(self, name: str) -> Iterator[tuple[str, TensorPiece]]:
+        """(key, piece) of all that a file holds."""
+        number = self._names.index(name)
+        for key, entry in self.manifest.tensors.items():
+            yield from ((key, piece) for piece in entry.pieces if piece.file == name)
+            if (part := self._part_in(entry, number)) is not None:
+                self.open(name)
+                yield from ((key, piece) for piece in self._cut(key, entry, part))
+
+    def _cut(self, key: str, entry: TensorEntry, part: Part) -> Iterator[TensorPiece]:
+        number, offsets, sizes = part
+        places, hashes = self._files[self._names[number]]
+        at = self._number[key]
+        start = places.starts[at]
+        row_bytes = DTYPE_BYTES[entry.dtype] * math.prod(sizes[1:])
+        cuts = layouts.cut(entry.dtype, sizes, self.manifest.piece_bytes)
+        for hashed, (first, rows) in enumerate(cuts, start=places.pieces[at]):
+            yield TensorPiece.model_construct(
+                offsets=(offsets[0] + first, *offsets[1:]) if sizes else (),
+                sizes=(rows, *sizes[1:]) if sizes else (),
+                file=self._names[number],
+                start=start + first * row_bytes,
+                length=rows * row_bytes,
+                xxh3=hashes[hashed * HASH_BYTES : (hashed + 1) * HASH_BYTES].hex(),
+            )
+
+
+def _within(pieces: Iterable[TensorPiece], offsets: Extent, sizes: Extent) -> Iterator[TensorPiece]:
+    return (piece for piece in pieces if layouts.common(offsets, sizes, piece.offsets, piece.sizes))
+
+
+def open_shards(folder: str, manifest: Manifest) -> OpenShards:
+    """The pieces of a folder; what has been read of them is kept as long as the manifest is."""
+    opened = manifest._open.get(folder)
+    if opened is None or opened.manifest is not manifest:  # of a manifest that this one was copied from
+        opened = manifest._open[folder] = OpenShards(folder, manifest)
+    return opened
 
 
 def verify(folder: str, manifest: Manifest) -> Iterator[str]:
     """Yields every fault of a sharded set as a message; nothing if it is intact. Reads all of it."""
-    for name, entry in manifest.files.items():
+    opened = OpenShards(folder, manifest)
+    for name in manifest.files:
         try:
-            check_header(folder, name, entry)
+            opened.open(name)
         except CorruptError as error:
             yield str(error)
-        else:
-            yield from _verify_pieces(folder, name, manifest)
-
-
-def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
-    for key, tensor in manifest.tensors.items():
-        for piece in tensor.pieces:
-            if piece.file == name:
-                try:
-                    read_piece(folder, key, piece)
-                except CorruptError as error:
-                    yield str(error)
+            continue
+        for key, piece in opened.pieces_in(name):
+            try:
+                read_piece(folder, key, piece)
+            except CorruptError as error:
+                yield str(error)
 
 
 def read_tensor(folder: str, manifest: Manifest, key: str, rows: range | None = None) -> Any:
@@ -271,14 +404,13 @@ def read_tensor(folder: str, manifest: Manifest, key: str, rows: range | None = 
     rows = range(entry.shape[0] if entry.shape else 1) if rows is None else rows
     shape = (len(rows), *entry.shape[1:]) if entry.shape else ()
     tensor = torch.empty(shape, dtype=torch_dtype(entry.dtype))
-    for piece in entry.pieces:
+    offsets = (rows.start, *(0 for _ in entry.shape[1:])) if entry.shape else ()
+    for piece in open_shards(folder, manifest).pieces(key, offsets, shape):
+        part = torch.frombuffer(read_piece(folder, key, piece), dtype=tensor.dtype).view(piece.sizes)
         if not entry.shape:
-            return torch.frombuffer(read_piece(folder, key, piece), dtype=tensor.dtype).view(())
+            return part
         first = max(rows.start, piece.offsets[0])
         last = min(rows.stop, piece.offsets[0] + piece.sizes[0])
-        if first >= last:
-            continue
-        part = torch.frombuffer(read_piece(folder, key, piece), dtype=tensor.dtype).view(piece.sizes)
         across = tuple(slice(at, at + size) for at, size in zip(piece.offsets[1:], piece.sizes[1:], strict=True))
         inside = part[first - piece.offsets[0] : last - piece.offsets[0]]
         tensor[(slice(first - rows.start, last - rows.start), *across)] = inside

@@ -190,13 +190,27 @@ def _sum_by_pairs(values: torch.Tensor) -> None:
         dist.send(values, rank + pairing)
 
 
-def from_rank_zero(value: Value) -> Value:
-    """Rank 0's value (small, picklable, made by ourselves) on every rank."""
+def from_rank_zero(value: Value, *, group: ProcessGroup | None = None) -> Value:
+    """Rank 0's value (small, picklable, made by ourselves) on every rank. group: that of a thread of its own."""
     if not is_connected():
         return value
     import torch
     import torch.distributed as dist
 
     objects = [value]
-    dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(objects, src=0, group=group, device=torch.device("cpu"))
     return objects[0]
+
+
+def to_rank_zero(value: Value, *, group: ProcessGroup | None = None) -> list[Value] | None:
+    """Each rank's value (small, picklable, made by ourselves), in their order, on rank 0; None on the others."""
+    if not is_connected():
+        return [value]
+    import torch.distributed as dist
+
+    if dist.get_rank():
+        dist.gather_object(value, dst=0, group=group)
+        return None
+    found = [value] * dist.get_world_size()
+    dist.gather_object(value, found, dst=0, group=group)
+    return found

@@ -1,4 +1,7 @@
-"""Sends a run's notices to its webhook: by the owner alone, each once, and never in the way of the run."""
+"""Sends a run's notices to its webhook: by the owner alone, each once, and never in the way of the run.
+
+`send` is the only sender of webhooks; the monitor pages with it, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launchyard.host.environment import variable
@@ -92,16 +96,11 @@ class Notifier:
             where = f"variable {self.config.webhook_env}"
             log_line(f"notify: {notice.name} is not sent: {where} {problem if url else 'is not set here'}")
             return False
-        body = json.dumps(self._body(notice)).encode()
-        for number in range(TRIES):
-            time.sleep(PAUSE_SECONDS * number)
-            answer, again = _post(url, body)
-            if answer is None:
-                mark_sent(self.run, notice)
-                log_line(f"notify: {notice.name} is sent")
-                return True
-            if not again:
-                break
+        answer = send(url, self._body(notice))
+        if answer is None:
+            mark_sent(self.run, notice)
+            log_line(f"notify: {notice.name} is sent")
+            return True
         log_line(f"notify: {notice.name} is not sent: {answer}")
         return False
 
@@ -116,6 +115,18 @@ class Notifier:
 def notifier_of(run: RunDir, recipe: Recipe | None) -> Notifier:
     """recipe: None where it cannot be read, which then nobody is told."""
     return Notifier(run, "" if recipe is None else recipe.name, None if recipe is None else recipe.notify)
+
+
+def send(url: str, facts: Mapping[str, object]) -> str | None:
+    """Posts facts as JSON, a few times if need be; None once they are taken, else what went wrong without the URL."""
+    body = json.dumps(facts).encode()
+    answer = None
+    for number in range(TRIES):
+        time.sleep(PAUSE_SECONDS * number)
+        answer, again = _post(url, body)
+        if answer is None or not again:
+            break
+    return answer
 
 
 def _text(name: str, notice: Notice, loss: float | None) -> str:

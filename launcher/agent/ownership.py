@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from launchyard.errors import UserError
 from launchyard.host.processes import started_at, wait_until
 from launchyard.launcher.agent.liveness import Verdict
+from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.format import clock
+from launchyard.run.events import SAVED
 from launchyard.run.frozen import plan_digest
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, Shape
@@ -47,6 +49,24 @@ def newest_job(run: RunDir) -> Job | None:
         overrides=waiting.overrides,
         **waiting.shape.model_dump(),
     )
+
+
+def attempts_of(run: RunDir, job_id: str) -> Iterator[AttemptSummary]:
+    """The attempts of a job and of those that it continues, newest first. A resume by hand begins with another job."""
+    before = {submission.job_id: submission.continues for submission in run.submissions()}
+    jobs = [job_id]
+    while earlier := before.get(jobs[-1]):
+        jobs.append(earlier)
+    for number in reversed(run.attempts()):
+        if run.job(number).job_id not in jobs:
+            continue
+        record = run.outcome(number)
+        progressed = any(event.get("event") == SAVED for event in run.events(number))
+        if record is None:  # killed with its node, or by the scheduler
+            yield AttemptSummary(number, "stopped", "preempted", progressed=progressed)
+        else:
+            facts = {"progressed": progressed, "stepped": record.step is not None}
+            yield AttemptSummary(number, record.outcome, record.reason, record.fatal, **facts)
 
 
 def refuse_owner(run: RunDir, job: Job | None, judge: Judge) -> None:

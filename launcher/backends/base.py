@@ -164,16 +164,16 @@ def judge_job(run: RunDir, job: Job, seen: JobStatus | None = None) -> Verdict:
     """Asks the two witnesses about a job that stands for its run. `seen`: what its scheduler says, if known already."""
     backend = load_backend(job.backend)
     seen = seen or backend.poll(run, job)
-    age = heartbeat_age(run, job.attempt)
-    verdict = judge(seen.state, _beat(run, job, seen, age), trusted=backend.TRAITS.trusted)
+    record = run.outcome()
+    over = record is not None and record.attempt >= job.attempt
+    age = math.inf if over else heartbeat_age(run, job.attempt)
+    beat: Beat = "outcome" if over else _beat(job, seen, age)
+    verdict = judge(seen.state, beat, trusted=backend.TRAITS.trusted)
     return replace(verdict, reason=_reason(verdict, backend.TRAITS.title, job, seen, age))
 
 
-def _beat(run: RunDir, job: Job, seen: JobStatus, age: float) -> Beat:
-    """The heartbeat of a job, whose age is in seconds."""
-    record = run.outcome()
-    if record is not None and record.attempt >= job.attempt:
-        return "outcome"
+def _beat(job: Job, seen: JobStatus, age: float) -> Beat:
+    """The heartbeat of a job without an outcome, whose age is in seconds."""
     if not job.host and not job.damaged:
         return "none yet"
     if age < LEASE_SECONDS:

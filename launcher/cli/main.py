@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "cancel": ("launchyard.launcher.cli.runs", "cancel", "End a run now, without saving."),
         "resume": ("launchyard.launcher.cli.runs", "resume", "Go on from the newest checkpoint."),
         "why": ("launchyard.launcher.cli.runs", "why", "Explain why a run ended, and what to do."),
+        "ack": ("launchyard.launcher.cli.monitor", "ack", "Say that you know of a failed run: no more pages."),
         "report": (
             "launchyard.launcher.cli.report",
             "report",

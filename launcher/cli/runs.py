@@ -16,8 +16,9 @@ from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.find import find, reach_run
-from launchyard.launcher.runs.state import RunState, overview, state_of
+from launchyard.launcher.runs.find import find, find_to_look, reach_run
+from launchyard.launcher.runs.overview.states import overview
+from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
@@ -77,7 +78,7 @@ def _facts_of(name: str) -> JsonObject:
 
     sweep = find_sweep(name)
     if sweep is None:
-        return state_of(find(name)).to_json()
+        return state_of(find_to_look(name)).to_json()
     from launchyard.launcher.sweep.state import sweep_json
 
     return sweep_json(sweep)
@@ -89,7 +90,7 @@ def _status_lines(run: str | None) -> list[str]:
 
         sweep = find_sweep(run)
         if sweep is None:
-            return _one_status(state_of(find(run)))
+            return _one_status(state_of(find_to_look(run)))
         from launchyard.launcher.sweep.state import sweep_lines
 
         return sweep_lines(sweep)

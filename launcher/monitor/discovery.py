@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from launchyard.errors import UserError
-from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
+from launchyard.launcher.agent.ownership import attempts_of, newest_job
+from launchyard.launcher.agent.restart_policy import fruitless_failures
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS
 from launchyard.launcher.backends.section import FIRST
+from launchyard.launcher.monitor.acknowledge import PAGING_ENDS, acknowledged
+from launchyard.launcher.monitor.quiet import Quiet, quiet_of
+from launchyard.launcher.monitor.tally import Tally
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, registered
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run import layout
-from launchyard.run.events import SAVED, STARTED
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, options, retry
@@ -33,10 +35,9 @@ if TYPE_CHECKING:
 
 
 SHOWN_SECONDS = 900.0  # a run that has ended is still listed, so that its end is seen
-RESULTS = ("completed", "stopped", "preempted", "failed", "nonfinite", "hung", "lost")
-_FAILURES = {"non-finite": "nonfinite", "hung": "hung"}  # reasons of a failed attempt that have a result of their own
 LEAVING_SECONDS = 30.0  # from the outcome of an attempt to the end of its workers
 AGAIN_SECONDS = 60.0  # between scans of a run in a store that has ended: it may be resumed
+PAGING_SECONDS = 15.0  # the same of one that pages: it must be silent within a minute of its resume
 Group = dict[str, Any]  # {"targets": ["127.0.0.1:1234"], "labels": {…}}, as http_sd and file_sd have it
 
 
@@ -52,8 +53,11 @@ class Seen:
     ended: dict[str, int] = field(default_factory=dict)  # attempts that are over, by result
     queue_wait: float = 0.0
     notice: float = GRACE_SECONDS
-    unsaved: float = 0.0  # work that a sudden end would cost
+    quiet: Quiet | None = None  # of a live attempt
+    failures: int = 0  # in a row since the last checkpoint, or since somebody resumed it
+    acknowledged: float | None = None  # when, if somebody knows of this end
     save_interval: float | None = None  # between two saves, as the recipe wants them; None: only at the end
+    store: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -61,9 +65,17 @@ class Seen:
 
     @property
     def is_shown(self) -> bool:
-        """Returns True if it is live, or ended less than SHOWN_SECONDS ago."""
-        since = self.state.since
-        return not self.is_over or (since is not None and time.time() - since < SHOWN_SECONDS)
+        """Returns True if it is live, needs somebody, or ended or was acknowledged less than SHOWN_SECONDS ago."""
+        since = max(self.state.since or 0.0, self.acknowledged or 0.0)
+        return not self.is_over or self.needs_somebody or time.time() - since < SHOWN_SECONDS
+
+    @property
+    def needs_somebody(self) -> bool:
+        """Returns True if it does not go on by itself, and nobody has said that they know."""
+        return self.state.state in PAGING_ENDS and self.acknowledged is None
+
+    def open(self) -> RunDir:
+        return Place(self.state.url, self.store).open()
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ class Discovery:
         self._of_registry = of_registry
         self._seen: dict[str, Seen] = {}
         self._settled: dict[str, tuple[Any, float]] = {}  # url -> mark that a resume changes, time of the next scan
+        self._tally = Tally()
         self.errors = 0
 
     def scan(self) -> list[Seen]:
@@ -106,7 +119,9 @@ class Discovery:
         there = dict[str, None]()
         for place in self._all_places():
             there.update(dict.fromkeys(self._scan_place(place, silent)))
-        self._seen = {url: seen for url, seen in self._seen.items() if url in there}
+        for url in self._seen.keys() - there.keys():
+            del self._seen[url]
+            self._tally.forget(url)
         return sorted((seen for seen in self._seen.values() if seen.is_shown), key=lambda seen: seen.run_id)
 
     def _scan_place(self, place: Place, silent: set[tuple[str, str]]) -> list[str]:
@@ -160,7 +175,7 @@ class Discovery:
             return
         try:
             with retry.retry_budget(GLANCE_SECONDS):
-                seen = inspect_run(run)
+                seen = inspect_run(run, self._tally)
         except (OSError, ValueError):
             self._on_error(place, silent)
             return
@@ -168,24 +183,25 @@ class Discovery:
         if seen is None:
             self._seen.pop(url, None)
             return
-        self._seen[url] = seen
+        self._seen[url] = replace(seen, store=place.store)
         if seen.is_over:
             for_good = run.local and seen.state.state != "lost"  # an owner that was taken for dead may come back
-            self._settled[url] = (mark, time.monotonic() + (float("inf") if for_good else AGAIN_SECONDS))
+            again_after = PAGING_SECONDS if seen.needs_somebody else AGAIN_SECONDS
+            self._settled[url] = (mark, time.monotonic() + (float("inf") if for_good else again_after))
 
 
 def _mark(run: RunDir) -> Any:
-    """A value that changes when a run is resumed, where that is cheap to read."""
+    """A value that changes when a run is resumed or acknowledged, where that is cheap to read."""
     if not run.local:
         return None
     found = []
-    for name in (layout.ATTEMPTS, layout.SUBMISSIONS, layout.OUTCOME):
+    for name in (layout.ATTEMPTS, layout.SUBMISSIONS, layout.OUTCOME, layout.ACKNOWLEDGED):
         with contextlib.suppress(OSError):
             found.append((name, os.stat(run.path(name)).st_mtime_ns))
     return found
 
 
-def inspect_run(run: RunDir) -> Seen | None:
+def inspect_run(run: RunDir, tally: Tally | None = None) -> Seen | None:
     """One run as it is now; None if its directory is gone. OSError or ValueError if that is not known."""
     facts = RunFacts(run)
     if not facts.plan:
@@ -193,22 +209,25 @@ def inspect_run(run: RunDir) -> Seen | None:
     state = state_of(run)
     cluster = str(facts.plan.get("cluster") or FIRST)
     attempts = run.attempts()
-    records = {attempt: run.outcome(attempt) for attempt in attempts}
     newest = attempts[-1] if attempts else None
-    live = newest is not None and state.alive and state.attempt == newest and records[newest] is None
+    record = run.outcome(newest) if newest is not None else None
+    live = newest is not None and state.alive and state.attempt == newest and record is None
     job = run.job(newest) if newest is not None else None
-    leaving = state.alive and job is not None and _is_leaving(records[job.attempt])
+    leaving = state.alive and job is not None and _is_leaving(record)
     intent = _intent(run, job) if job is not None and live else None
+    known = acknowledged(run, state)
     return Seen(
         run_id=facts.run_id,
         cluster=cluster,
         state=state,
         groups=tuple(groups_of(run, facts.run_id, cluster, job.attempt)) if job and (live or leaving) else (),
         workers=job.nnodes * job.nproc_per_node if job and intent and intent.metrics.prometheus else 0,
-        ended=dict(Counter(_results(records, running=newest if state.alive else None))),
+        ended=(tally or Tally()).count(run, attempts),
         queue_wait=_queue_wait(run, state, job),
         notice=_notice(facts.plan),
-        unsaved=_unsaved(run, newest) if live and newest is not None else 0.0,
+        quiet=quiet_of(run, newest, state, recipe=intent, plan=facts.plan) if live and newest is not None else None,
+        failures=_failures(run, state),
+        acknowledged=known.time if known is not None else None,
         save_interval=_save_interval(intent, facts.plan, state) if intent is not None else None,
     )
 
@@ -229,14 +248,17 @@ def groups_of(run: RunDir, run_id: str, cluster: str, attempt: int) -> Iterator[
         yield {"targets": sorted(addresses), "labels": {**labels, "__metrics_path__": path}}
 
 
-def _results(records: dict[int, OutcomeRecord | None], *, running: int | None) -> Iterator[str]:
-    """The end of each attempt that is over, one of RESULTS; lost: without an outcome."""
-    for attempt, record in records.items():
-        if record is not None:
-            preempted = record.outcome == "stopped" and record.reason in AGAIN_REASONS
-            yield "preempted" if preempted else _FAILURES.get(record.reason, record.outcome)
-        elif attempt != running:
-            yield "lost"
+def _failures(run: RunDir, state: RunState) -> int:
+    """In a row, by the rule that the owner decides by; 0 of a run that is over in good order."""
+    job = newest_job(run)
+    if job is None or state.state in ("completed", "stopped"):
+        return 0
+    chain = []
+    for one in attempts_of(run, job.job_id):
+        chain.append(one)
+        if one.progressed:
+            break
+    return fruitless_failures(chain[::-1])
 
 
 def _queue_wait(run: RunDir, state: RunState, job: Job | None) -> float:
@@ -258,12 +280,6 @@ def _intent(run: RunDir, job: Job) -> Recipe | None:
         return recipe_of(run, job)
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _unsaved(run: RunDir, attempt: int) -> float:
-    """Seconds since the last save of an attempt, or since it went on from one; 0 before that."""
-    times = [float(event["time"]) for event in run.events(attempt) if event.get("event") in (STARTED, SAVED)]
-    return max(0.0, time.time() - times[-1]) if times else 0.0
 
 
 def _save_interval(recipe: Recipe, plan: dict[str, Any], state: RunState) -> float | None:

@@ -21,7 +21,8 @@ from typing import Any, get_args
 
 from launchyard.errors import UserError
 from launchyard.launcher.format import table
-from launchyard.launcher.monitor.discovery import RESULTS, Discovery, Group, Seen
+from launchyard.launcher.monitor.discovery import Discovery, Group, Seen
+from launchyard.launcher.monitor.tally import RESULTS
 from launchyard.launcher.runs.state import State
 from launchyard.storage import local
 from launchyard.training.telemetry.exporter import Labels, family_of
@@ -131,7 +132,13 @@ def _run_samples(seen: Seen) -> Iterator[Sample]:
     yield "launcher_run_targets", labels, sum(len(group["targets"]) for group in seen.groups)
     yield "launcher_run_notice_seconds", labels, seen.notice
     yield "launcher_run_checkpoint_step", labels, seen.state.checkpoint or 0
-    yield "launcher_run_unsaved_seconds", labels, seen.unsaved
+    yield "launcher_run_failures_since_checkpoint", labels, seen.failures
+    yield "launcher_run_acknowledged", labels, float(seen.acknowledged is not None)
+    yield "launcher_run_unsaved_seconds", labels, seen.quiet.unsaved if seen.quiet is not None else 0.0
+    if seen.quiet is not None:
+        of_attempt = {**labels, "attempt": str(seen.state.attempt)}
+        yield "launcher_run_quiet_seconds", of_attempt, seen.quiet.seconds
+        yield "launcher_run_quiet_limit_seconds", of_attempt, seen.quiet.limit
     if seen.save_interval is not None:
         yield "launcher_run_save_interval_seconds", labels, seen.save_interval
 

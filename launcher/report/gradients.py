@@ -22,7 +22,11 @@ def page_gradients(norms: Mapping[str, Norms], marks: Sequence[Mark]) -> JsonObj
     colours = [f"c{number}" for number in range(len(chosen))]
     lines = [Line(norms[name].points, colour, name) for name, colour in zip(chosen, colours, strict=True)]
     form = "{:.3g}".format
-    drawn = curve(lines, label="Gradient norm by part", height=220.0, marks=marks, form=form, x_form=count)
+    label = "Gradient norm by part"
+    drawn = [
+        curve(lines, label=label, width=width, height=height, marks=marks, form=form, x_form=count)
+        for width, height in ((1040.0, 220.0), (380.0, 200.0))
+    ]
     more = f"; drawn are the {MOST_DRAWN} largest" if len(norms) > MOST_DRAWN else ""
     return {
         "said": f"Before clipping, in {max(one.count for one in norms.values()):,} steps that measured them{more}.",

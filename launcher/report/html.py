@@ -24,12 +24,13 @@ from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import is_of_set, sets_of
-from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
+from launchyard.run.svg import WIDTH, Bar, Lane, Line, Mark, curve, stack, timeline
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 HERE = Path(__file__).parent
 MAX_LANES = 40  # a run of more attempts shows its last ones
+NARROW = (380.0, 230.0)  # a drawing for a phone
 SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
 _HELD_OUT_COLOURS = ("c1", "c2", "c3")
 _GOOD = ("completed", "running", "saving")
@@ -154,8 +155,11 @@ def _loss(story: Story) -> dict[str, Any] | None:
     marks = _resumes(story)
     legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
-    drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
-    return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(story.steps, marks))}
+    drawn = [
+        _svg(curve(lines, label="Loss over steps", width=width, height=height, marks=marks, x_form=count))
+        for width, height in ((WIDTH, 320.0), NARROW)
+    ]
+    return {"legend": legend, "drawn": drawn, "small": list(_small_curves(story.steps, marks))}
 
 
 def _resumes(story: Story) -> list[Mark]:
@@ -168,7 +172,7 @@ def _resumes(story: Story) -> list[Mark]:
 
 def _gradients(story: Story) -> JsonObject | None:
     found = page_gradients(story.steps.norms, _resumes(story))
-    return None if found is None else {**found, "drawn": _svg(found["drawn"])}
+    return None if found is None else {**found, "drawn": [_svg(one) for one in found["drawn"]]}
 
 
 def _small_curves(steps: Steps, marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:

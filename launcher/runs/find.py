@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import Registered, registered
 from launchyard.run.layout import PLAN
+from launchyard.run.look import look_at
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.files import typed_path
@@ -23,18 +24,24 @@ def find(run: str) -> RunDir:
     UserError if there is none, or more than one.
     """
     with user_errors():
-        return _find(run)
+        return _find(run, lambda found: found)
 
 
-def _find(run: str) -> RunDir:
+def find_to_look(run: str) -> RunDir:
+    """The same for one look, with few requests: see run/look.py."""
+    with user_errors():
+        return _find(run, look_at)
+
+
+def _find(run: str, opened: Callable[[RunDir], RunDir]) -> RunDir:
     if _is_place(run):
-        return _at(run)
+        return _at(run, opened)
     entries = registered()
     entry = _entry(run, entries)
     if entry is not None:
-        return _there(entry)
+        return _there(entry, opened)
     if os.path.isdir(run):
-        return _at(run)
+        return _at(run, opened)
     raise UserError(f"{run}: no such run{_near(run, entries)}", hint="launch status shows all; a path or URL works too")
 
 
@@ -88,15 +95,15 @@ def _newest(entries: list[Registered], otherwise: str) -> Registered:
     return there
 
 
-def _at(url: str) -> RunDir:
-    run = reach_run(RunDir(typed_path(url)))
+def _at(url: str, opened: Callable[[RunDir], RunDir]) -> RunDir:
+    run = opened(reach_run(RunDir(typed_path(url))))
     if not run.exists(PLAN):
         raise UserError(f"{url}: no run there (it has no plan.json)")
     return run
 
 
-def _there(entry: Registered) -> RunDir:
-    run = entry.open()
+def _there(entry: Registered, opened: Callable[[RunDir], RunDir]) -> RunDir:
+    run = opened(entry.open())
     if not entry.is_of(run):
         raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
     return run

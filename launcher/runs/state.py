@@ -6,13 +6,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from launchyard.errors import LaunchError
 from launchyard.launcher.agent.liveness import Verdict
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import JobStatus, judge_job, load_backend
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 from launchyard.run import events
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import last_heartbeat
@@ -20,7 +18,6 @@ from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import last_rows
-from launchyard.storage import files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.training.sections.validation import MAIN
 
@@ -66,43 +63,9 @@ class RunState:
         return asdict(self)
 
 
-def overview() -> list[RunState]:
-    """The states of all registered runs whose directory is there, oldest first.
-
-    One whose store does not answer is `unreachable`, and others of that store are not asked any more.
-    """
-    states = list[RunState | None]()
-    silent = dict[tuple[str, str], str]()
-    for entry in registered():
-        store = (entry.url.partition("://")[0], repr(entry.store))
-        if store in silent:
-            states.append(_unreachable(entry, silent[store]))
-            continue
-        try:
-            states.append(_glance(entry))
-        except LaunchError as error:
-            states.append(_unreachable(entry, str(error)))
-        except (OSError, ValueError) as error:
-            states.append(_unreachable(entry, str(error)))
-            if files.is_remote(entry.url) and not isinstance(error, PermissionError):
-                silent[store] = str(error)
-    return [state for state in states if state is not None]
-
-
-def _glance(entry: Registered) -> RunState | None:
-    """The state of one run among many, asked for with a short retry budget; None if it is gone."""
-    run = entry.open()
-    with retry.retry_budget(GLANCE_SECONDS):
-        return state_of(run) if entry.is_of(run) else None
-
-
 def _validated(recorded: list[JsonObject]) -> dict[str, float] | None:
     done = [event for event in recorded if event.get("event") == events.VALIDATED]
     return {str(event.get("set") or MAIN): float(event["loss"]) for event in done} or None
-
-
-def _unreachable(entry: Registered, message: str) -> RunState:
-    return RunState(entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=message)
 
 
 def state_of(run: RunDir) -> RunState:

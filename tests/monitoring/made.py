@@ -27,19 +27,22 @@ class Made:
         register(run_id, "tiny", self.run.url)
         self.run_id, self.clock, self.attempt = run_id, clock, -1
 
-    def begin(self, *, alive: bool = False, workers: int = 1, backend: str = "local", start: int = 0) -> None:
-        """Claim the next attempt; two seconds later it trains."""
+    def begin(
+        self, *, alive: bool = False, workers: int = 1, backend: str = "local", start: int | None = 0, job: str = "7"
+    ) -> None:
+        """Claim the next attempt; two seconds later it trains, from `start`: None of one that has not got so far."""
         self.attempt += 1
         pid = os.getpid()
         self.run.claim_attempt(
             Job(
-                attempt=self.attempt, backend=backend, job_id="7", host=socket.gethostname(), pid=pid,
+                attempt=self.attempt, backend=backend, job_id=job, host=socket.gethostname(), pid=pid,
                 pid_started=(started_at(pid) or 0.0) - (0 if alive else 100), created=self.clock, nnodes=1,
                 nproc_per_node=workers, device="cpu",
             )
         )  # fmt: skip
         self.clock += 2.0
-        self.event("started", step=start, resumed=start > 0)
+        if start is not None:
+            self.event("started", step=start, resumed=start > 0)
 
     def event(self, name: str, **facts: Any) -> None:
         Appender(self.run, f"{self.run.attempt_dir(self.attempt)}/events").add(

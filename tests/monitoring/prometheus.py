@@ -22,19 +22,33 @@ from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.sandbox.monitoring.service import prometheus_config
 
 SECOND = "1s"
-FAST = {"for: 2m": "for: 1s", "> 120 + 20 *": "> 5 + 2 *"}  # the stall alert, in seconds instead of minutes
+# Seconds instead of minutes.
+FAST = {"for: 1m": "for: 1s", "for: 2m": "for: 1s", "for: 15m": "for: 1s", "> 1 * max": "> 0.05 * max"}
 
 
 class Watching:
     """Prometheus that looks every second, and the monitor of one user's runs."""
 
-    def __init__(self, folder: Path, program: str, env: dict[str, str], *, fast: dict[str, str] | None = None) -> None:
-        """`fast`: what is replaced in the rules."""
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        env: dict[str, str],
+        *,
+        fast: dict[str, str] | None = None,
+        webhook: str | None = None,
+    ) -> None:
+        """`fast`: what is replaced in the rules. `webhook`: where the monitor pages besides."""
         self.folder = folder
         folder.mkdir(parents=True)
         self._processes: list[subprocess.Popen[Any]] = []
         self.ports = {"monitor": free_port(), "prometheus": free_port()}
-        words = ["monitor", f"--port={self.ports['monitor']}", "--every=0.5"]
+        words = [
+            "monitor",
+            f"--port={self.ports['monitor']}",
+            "--every=0.5",
+            *([f"--webhook={webhook}"] if webhook else []),
+        ]
         self._start("monitor", [sys.executable, "-m", "launchyard", *words], env)
         config = folder / "prometheus.yml"
         config.write_text(self._config(fast or {}))

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launchyard.launcher.monitor.dashboards.__main__ import known_to_grafana
 from launchyard.run.goodput import CAUSES
 from launchyard.training.telemetry.metric_table import METRICS, STATES
 from launchyard.training.telemetry.phases import PHASES
@@ -97,7 +99,7 @@ def test_values_of_labels_exist(label: str, values: tuple[str, ...]) -> None:
 def test_states_that_are_asked_for_exist() -> None:
     from typing import get_args
 
-    from launchyard.launcher.monitor.discovery import RESULTS
+    from launchyard.launcher.monitor.tally import RESULTS
     from launchyard.launcher.runs.state import State
 
     allowed = {"trainer_state": STATES, "launcher_run_state": get_args(State), "launcher_run_attempts_total": RESULTS}
@@ -109,11 +111,13 @@ def test_states_that_are_asked_for_exist() -> None:
 
 # -- alerts ----------------------------------------------------------------------------------------------------------
 def test_every_alert_says_what_to_do() -> None:
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    assert repository.startswith("https://")
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("critical", "warning", "none"), name
         words = rule["annotations"]
         assert words["summary"] and words["description"].endswith("."), name
-        assert words["runbook_url"] == f"docs/guides/alerts.md#{name.lower()}"
+        assert words["runbook_url"] == f"{repository}/blob/main/docs/guides/alerts.md#{name.lower()}"
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
@@ -122,7 +126,8 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
 
 
 def test_every_alert_has_a_case_and_a_counter_case() -> None:
-    cases = [case["name"] for case in yaml.safe_load((SHIPPED / "tests/alerts.yml").read_text())["tests"]]
+    files = (SHIPPED / "tests").glob("*.yml")
+    cases = [case["name"] for path in files for case in yaml.safe_load(path.read_text())["tests"]]
     for name in alerts():
         assert any(case.startswith(f"{name} fires: ") for case in cases), name
         if name != "Watchdog":  # fires always
@@ -145,7 +150,35 @@ def test_grafanas_own_types_read_them(path: Path) -> None:
     register_default_plugins()
     raw = json.loads(path.read_text())
     again = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(raw)))
-    assert again == raw
+    assert known_to_grafana(again) == raw
+
+
+def test_dashboards_lead_to_each_other_with_what_is_looked_at() -> None:
+    """The time range, the data source and the cluster; to a run from each row of a table that has one."""
+    boards = {path.stem: json.loads(path.read_text()) for path in DASHBOARDS}
+    variables = {name: {one["name"] for one in board["templating"]["list"]} for name, board in boards.items()}
+    for name, other in (("fleet", "run"), ("run", "fleet")):
+        (link,) = boards[name]["links"]
+        assert link["url"].startswith(f"/d/{boards[other]['uid']}?") and link["keepTime"]
+        kept = set(re.findall(r"\$\{(\w+):queryparam\}", link["url"]))
+        assert {"datasource", "cluster"} <= kept <= variables[name] & variables[other]
+    rows = [
+        prop["value"][0]["url"]
+        for panel in panels(DASHBOARDS[0])
+        for override in panel["fieldConfig"]["overrides"]
+        for prop in override["properties"]
+        if prop["id"] == "links"
+    ]
+    assert len(rows) == 2, "of runs and of alerts"
+    for url in rows:
+        assert url.startswith(f"/d/{boards['run']['uid']}?${{__url_time_range}}&")
+        assert set(re.findall(r"var-(\w+)=", url)) == {"datasource", "cluster", "run_id"} <= variables["run"]
+
+
+def test_panels_have_numbers_of_their_own() -> None:
+    for path in DASHBOARDS:
+        every = [one for panel in json.loads(path.read_text())["panels"] for one in (panel, *panel.get("panels", ()))]
+        assert [one["id"] for one in every] == list(range(1, len(every) + 1))
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)

@@ -45,6 +45,7 @@ RECIPE: dict[str, Any] = {
 OF_THE_SECOND = ("trainer_own_figure", "trainer_reward_", "trainer_source_tokens", "trainer_task_score")
 # What a run on this machine cannot have.
 NOT_HERE = {
+    "DCGM_FI_": "there is no GPU; tests/monitoring/test_gpus.py has such series",
     "trainer_job_end_timestamp_seconds": "a local run has no time limit",
     "trainer_loss_scale": "a loss in fp32 is not scaled",
 }
@@ -65,6 +66,9 @@ class Live:
 
     def rows(self, attempt: int) -> list[dict[str, Any]]:
         return list(self.run.attempt_rows("steps", attempt))
+
+    def happened(self, attempt: int, event: str) -> bool:
+        return any(one["event"] == event for one in self.run.events(attempt))
 
     def wait(self, done: Any, seconds: float = 90.0) -> Any:
         end = time.monotonic() + seconds

@@ -20,10 +20,11 @@ from tests.monitoring.made import Made
 
 pytestmark = pytest.mark.monitoring
 SHIPPED = monitoring_folder()
+CASES = sorted((SHIPPED / "tests").glob("*.yml"))
 
 
 def run(*words: str, stdin: str = "") -> str:
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -47,8 +48,9 @@ def test_rules_are_rules(promtool: str) -> None:
         assert "SUCCESS" in run(promtool, "check", "rules", str(path))
 
 
-def test_each_alert_fires_in_its_case_and_is_silent_in_its_counter_case(promtool: str) -> None:
-    assert "SUCCESS" in run(promtool, "test", "rules", str(SHIPPED / "tests" / "alerts.yml"))
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_each_alert_fires_in_its_case_and_is_silent_in_its_counter_case(promtool: str, cases: Path) -> None:
+    assert "SUCCESS" in run(promtool, "test", "rules", str(cases))
 
 
 def test_a_case_that_is_wrong_is_found(promtool: str, tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_a_case_that_is_wrong_is_found(promtool: str, tmp_path: Path) -> None:
     cases = yaml.safe_load((SHIPPED / "tests" / "alerts.yml").read_text())
     rules = tmp_path / "alerts.yml"
     rules.write_text((SHIPPED / "rules/alerts.yml").read_text().replace("> 1.2\n", "> 12\n"))
+    cases["tests"] = [case for case in cases["tests"] if case["name"].startswith("Straggler")]
     cases["rule_files"] = [str(SHIPPED / "rules/recorded.yml"), str(rules)]
     (tmp_path / "cases.yml").write_text(yaml.safe_dump(cases))
     with pytest.raises(AssertionError, match="Straggler"):

@@ -27,7 +27,7 @@ _PREFIX = "lyraytest-"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 OURS = (
     "launchyard.launcher.backends.ray.owner",
-    "launchyard.launcher.agent.node",
+    "launchyard.launcher.backends.ray.agent",
     "launchyard.launcher.agent.start.torchrun_process",
     "launchyard.training.worker",
 )

@@ -65,6 +65,21 @@ class OnRay(on_slurm.OnSite):
         """The process of an actor."""
         return int(self.run.read_json(f"attempts/{attempt:04d}/nodes.json")[rank]["pid"])
 
+    def agent(self, rank: int, attempt: int = 0) -> int:
+        """The process of an agent."""
+        return int(self.run.read_json(f"attempts/{attempt:04d}/nodes.json")[rank]["agent"])
+
+    def standing_by(self) -> list[int]:
+        """The next torchrun of each node, once its server is there, too."""
+        found = []
+        for process in self.cluster.processes():
+            try:
+                if "--standby" in process.cmdline() and process.children(recursive=True):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
     def nothing_left(self, seconds: float = 10.0) -> None:
         """No process of the run, on no node, and no actor of it."""
         self.wait(lambda: not self.marked_pids() and not self.actors(), seconds)
@@ -74,7 +89,7 @@ class OnRay(on_slurm.OnSite):
         found = []
         for process in self.cluster.site.processes():
             try:
-                if process.name().startswith("ray::Agent"):
+                if process.name().startswith("ray::NodeActor"):
                     found.append(process.pid)
             except psutil.Error:
                 continue

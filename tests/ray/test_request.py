@@ -23,14 +23,13 @@ from launchyard.launcher.backends.cluster import Cluster, load_cluster
 from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
-from launchyard.launcher.backends.ray.owner import attempt_argv
 from launchyard.launcher.backends.ray.placement import RayNode, shortage
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
-from launchyard.run.records import Job, Shape
+from launchyard.run.records import Shape
 from tests.launcher.plan.test_planner import CPU, DATA, SMALL
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -117,14 +116,8 @@ def test_what_is_drawn_at_the_submission() -> None:
 
 def test_agents_get_their_words() -> None:
     agent = plan_of({**SITE, "ray": {"address": "http://h", "python": "/p"}}).agent
-    job = Job(
-        attempt=3, backend="ray", job_id="j", host="h", pid=1, pid_started=0, created=0, nnodes=1, nproc_per_node=1,
-        device="cpu",
-    )  # fmt: skip
-    words = attempt_argv(agent, job, "10.0.0.1:61000")
-    assert words[:5] == ["-P", "-u", "-m", "launchyard.launcher.agent.node", "/runs/small-ab12"]
-    assert {"--attempt=3", "--nnodes=1", "--rdzv-endpoint=10.0.0.1:61000"} < set(words)
-    assert not any("{" in word for word in words)
+    assert agent == ["/p", "-P", "-u", "-m", ray_request.AGENT, "/runs/small-ab12"]
+    assert agent[1:] == ray_request.agent_words("/runs/small-ab12"), "as the owner gives them to an actor"
 
 
 def test_equal_code_makes_equal_bytes(tmp_path: Path) -> None:

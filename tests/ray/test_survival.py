@@ -13,6 +13,7 @@ from launchyard.run.rundir import RunDir
 from tests.ray.cluster import HEAD
 from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, above, end_process, kill, same_training
 from tests.slurm.test_survival import lost
+from tests.support.small_runs import history
 
 pytestmark = pytest.mark.ray
 
@@ -53,11 +54,13 @@ def test_a_drained_node_costs_nothing(place: Site, undisturbed: RunDir) -> None:
 def test_a_node_that_is_killed(place: Site, undisturbed: RunDir) -> None:
     run = place.launch("run", LONG)
     run.steps(25)
-    node = run.node(other_rank(run))
+    which = other_rank(run)
+    node, stays = run.node(which), run.agent(1 - which)
     began = time.monotonic()
     run.cluster.crash_node(node)
     run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 100)
     print(f"{time.monotonic() - began:.1f} s from the loss to the first step again")
+    assert run.agent(1 - which, 1) == stays and run.node(which, 1) != node
     went_on(run)
     assert lost(run) <= LOSABLE
     assert run.run.outcome(0).reason == "node lost", run.run.outcome(0)
@@ -68,17 +71,22 @@ def test_a_node_that_is_killed(place: Site, undisturbed: RunDir) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_node_that_freezes_and_wakes(place: Site, undisturbed: RunDir) -> None:
-    """As a machine that pages, or has no network: others go on, and what wakes up there does no harm to the run."""
+    """As a machine that pages, or has no network: given up within seconds, long before Ray does. Others go on, and
+    what wakes up there does no harm to the run."""
     run = place.launch("run", LONG)
     run.steps(25)
-    node = run.node(other_rank(run))
+    which = other_rank(run)
+    node, stays = run.node(which), run.agent(1 - which)
     began = time.monotonic()
     with run.cluster.frozen_node(node):
+        record = run.wait(lambda: run.run.outcome(0), 30)
+        print(f"{time.monotonic() - began:.1f} s from the freeze until it was noticed")
         run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 200)
         print(f"{time.monotonic() - began:.1f} s from the freeze to the first step again")
+    assert record.reason == "node silent" and node in record.message, record
+    assert (run.node(1 - which, 1), run.agent(1 - which, 1)) == (run.node(1 - which), stays)
     went_on(run)
     assert lost(run) <= LOSABLE
-    assert run.run.outcome(0).reason == "node lost", run.run.outcome(0)
     same_training(run.run, undisturbed)
 
 
@@ -99,13 +107,65 @@ def test_a_killed_process_is_replaced(victim: str, place: Site, undisturbed: Run
     run = place.launch("run", LONG)
     run.steps(25)
     began = time.monotonic()
+    agents = {run.agent(rank) for rank in range(2)}
     VICTIMS[victim](run)
     run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 60)
+    stayed = agents & {run.agent(rank, 1) for rank in range(2)}
+    assert len(stayed) == (2 if victim in ("worker", "torchrun") else 1), "an agent stays for the run"
     print(f"{victim}: {time.monotonic() - began:.1f} s to the first step again")
     went_on(run)
     assert lost(run) <= LOSABLE
     assert run.run.outcome(0).outcome == "failed"
     same_training(run.run, undisturbed)
+
+
+OWN_CODE = """
+import torch.nn.functional as F
+
+FIGURES = ["right"]
+
+
+def loss(model, tokens, labels):
+    logits = model(tokens)
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total, {"right": (logits.argmax(-1) == labels)[labels != -100].sum()}
+
+
+def on_step(row):
+    return {"doubled": 2 * row.loss}
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("code", ["none", pytest.param("own", marks=pytest.mark.slow)])
+def test_a_killed_worker_costs_no_agent_and_no_checkpoint(code: str, place: Site) -> None:
+    """Memory alone holds the steps; the agents are the same, and torchrun is the one that stood by."""
+    words = [FOREVER, "checkpoint.every_steps=100000", "checkpoint.snapshot_steps=5"]
+    mine = place.here / "mine.py"
+    if code == "own":
+        mine.write_text(OWN_CODE)
+        words.append("code=mine.py")
+    run = place.launch("run", *words)
+    mine.unlink(missing_ok=True)  # the run has its own
+    run.steps(12)
+    run.wait(lambda: len(run.standing_by()) == 2, 90)
+    agents = [run.agent(rank) for rank in range(2)]
+    began = time.time()
+    kill(run.workers(0)[-1])
+    run.steps(1, attempt=1)
+    first = next(row for row in run.run.rows("steps") if row["attempt"] == 1)
+    print(f"{first['time'] - began:.1f} s from the kill to the first step again, {lost(run)} steps lost")
+    run.steps(20, attempt=1)
+    place.ok("stop", run.run_id)
+    run.nothing_left()
+    (started,) = (event for event in run.run.events(1) if event["event"] == "started")
+    assert (started["source"], run.saved(0)) == ("memory", [])
+    assert [run.agent(rank, attempt=1) for rank in range(2)] == agents
+    assert run.cluster.site.dashboard.logs(run.job).count("attempt 1 begins with the torchrun that stood by") == 2
+    if code == "own":
+        mine.write_text(OWN_CODE)
+    made = history(run.run)
+    assert made == history(on_one_machine(place, len(made), *words, workers=2))[: len(made)]
 
 
 def owner_of(run: OnRay) -> int:
@@ -205,11 +265,11 @@ def last_step(run: RunDir) -> int:
     return max(row["step"] for row in run.rows("steps"))
 
 
-def on_one_machine(place: Site, steps: int, *, workers: int) -> RunDir:
+def on_one_machine(place: Site, steps: int, *words: str, workers: int) -> RunDir:
     """The run that goes on for ever, for at least so many steps."""
     run = RunDir(str(place.here / "here"))
     place.urls.append(run.url)
-    place.ok("tiny.yaml", "--run-url", run.url, "--detach", f"resources.nproc_per_node={workers}", FOREVER)
+    place.ok("tiny.yaml", "--run-url", run.url, "--detach", f"resources.nproc_per_node={workers}", FOREVER, *words)
     place.cluster.wait(lambda: len(list(run.rows("steps"))) > steps, f"{steps} steps", 120)
     place.ok("stop", run.url)
     return run

@@ -189,7 +189,7 @@ def test_the_newest_is_found_with_few_small_reads(late: History, monkeypatch: py
 
     monkeypatch.setattr(files, "read", spy)
     assert newest_checkpoint(late.run) == max(late.commits)
-    assert [length for path, length in read if path.endswith(MANIFEST)] == [256]
+    assert [length for path, length in read if path.endswith(MANIFEST)] == [512]
     assert not [path for path, _ in read if "events" in path]
 
 

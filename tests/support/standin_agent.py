@@ -1,17 +1,15 @@
 """The agent and its worker in one small process, without torchrun: for tests of those who start agents.
 
-Takes an agent's own words, hears signals, its owner and the run directory as one does, and works as standin_worker
-does. Without an attempt among its words it is one that stays: the real process of a node, connection and all.
+The real process of a node, connection and all, which hears signals, its owner and the run directory, and works as
+standin_worker does.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -23,11 +21,12 @@ from types import SimpleNamespace
 from standin_worker import lead
 
 from launchyard.launcher.agent.conclusion import conclude
+from launchyard.launcher.agent.fleet import stays
 from launchyard.launcher.agent.signals import CANCELLED, Signals
 from launchyard.launcher.agent.torchrun_watch import Node
-from launchyard.launcher.backends.slurm import agent
+from launchyard.launcher.backends.ray import agent as ray_agent
+from launchyard.launcher.backends.slurm import agent as slurm_agent
 from launchyard.run.records import OutcomeRecord
-from launchyard.run.rundir import RunDir
 
 
 class Standin:
@@ -70,45 +69,9 @@ class Standin:
 
 
 def main() -> int:
-    if not any(word.startswith("--attempt") for word in sys.argv):
-        agent.Agent = Standin  # type: ignore[assignment,misc]
-        return agent.main(sys.argv)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run_url")
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--nnodes", type=int, default=1)
-    parser.add_argument("--node-rank", type=int, default=int(os.environ.get("SLURM_NODEID", "0")))
-    options, _ = parser.parse_known_args()
-    run, plan = RunDir(options.run_url), json.loads(os.environ.get("LAUNCHYARD_STANDIN", "{}"))
-    scratch = tempfile.mkdtemp(prefix="standin-")
-
-    def on_signal(number: int, frame: object) -> None:
-        ask(scratch, "preempted")
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, on_signal)
-    threading.Thread(target=listen, args=(run, options.attempt, scratch), daemon=True).start()
-    try:
-        if options.node_rank != 0:
-            while run.outcome(options.attempt) is None:
-                time.sleep(0.02)
-            return 0
-        world = SimpleNamespace(attempt=options.attempt, scratch=scratch, host=socket.gethostname(), world_size=1)
-        return lead(run, world, plan)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def listen(run: RunDir, attempt: int, scratch: str) -> None:
-    """What people and the owner ask through the run directory."""
-    while True:
-        request = run.stop_requested()
-        reason = str(request["reason"]) if request else run.notice(attempt)
-        if reason == CANCELLED:
-            os._exit(1)
-        if reason is not None:
-            ask(scratch, reason)
-        time.sleep(0.05)
+    stays.Agent = Standin  # type: ignore[assignment,misc]
+    on_ray = any(word.startswith("--place=") for word in sys.argv)
+    return ray_agent.main(sys.argv) if on_ray else slurm_agent.main(sys.argv)
 
 
 def ask(scratch: str, reason: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,6 +27,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import CorruptError, StoreError
+from launchyard.storage.layouts import Joined
 from launchyard.storage.shards import (
     MANIFEST,
     FileEntry,
@@ -38,6 +38,7 @@ from launchyard.storage.shards import (
     read_manifest,
     sealed,
 )
+from launchyard.training.checkpoint import parts
 from launchyard.training.checkpoint.cleaning import Cleaner
 from launchyard.training.checkpoint.commit import (
     CheckpointKind,
@@ -53,10 +54,9 @@ from launchyard.training.checkpoint.from_memory import load_newest_snapshot, ope
 from launchyard.training.checkpoint.save_timer import SnapshotTimer
 from launchyard.training.checkpoint.snapshots import COPIED_SECONDS, Snapshots, Told
 from launchyard.training.checkpoint.state import Shard
+from launchyard.training.checkpoint.together import Together
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
 from launchyard.training.telemetry.events import OnEvent
-
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP, in a world of one
 
 
 class Checkpointer:
@@ -93,7 +93,7 @@ class Checkpointer:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._group: Any = host_group() if is_connected() else None  # the thread's own
+        self._together = Together(host_group() if is_connected() else None)  # the thread's own
         self.last_saved: int | None = None
         self._cleaning: threading.Thread | None = None
         self.cleaner = Cleaner(run, world.attempt, keep=keep, on_event=on_event)
@@ -155,7 +155,7 @@ class Checkpointer:
         self.wait()
         staged = self._stage_save(step, shards, train_state)
         self._owed = None if kind == "temporary" else step
-        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began, self._rows())
+        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began, sorted(shards), self._rows())
         if self._background:
             self._thread = threading.Thread(
                 target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True
@@ -227,7 +227,7 @@ class Checkpointer:
             self._owed = None
         except BaseException as error:
             self._owed = None
-            self._error = root_error(error)
+            self._error = error
             self.cleaner.must_sweep = True
             if isinstance(self._error, FencedError):
                 self._forget(save.step)
@@ -240,44 +240,37 @@ class Checkpointer:
 
     def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, float]:
         """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
-        import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
-
-        from launchyard.training.checkpoint.dcp import ShardSavePlanner, ShardWriter
-
         folder = self.run.checkpoint_dir(save.step)
-        name = self._file_name
         facts: dict[str, float] = {}
 
-        def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
+        def write() -> FileEntry | None:
             began = time.perf_counter()
-            manifest = self._manifest(save, written, tensors)
+            entry = parts.write_parts(self.run.path(folder), self._file_name(self._world.rank), staged)
+            facts["upload_seconds"] = time.perf_counter() - began
+            return entry
+
+        def commit(written: dict[int, FileEntry], joined: Joined) -> None:
+            began = time.perf_counter()
+            manifest = self._manifest(save, written, joined)
             self._commit(folder, manifest)
             facts["bytes"] = manifest.total_bytes
             facts["commit_seconds"] = round(time.perf_counter() - began, 3)
 
-        writer = ShardWriter(self.run.path(folder), name, commit)
-        dcp.save(
-            staged,
-            storage_writer=writer,
-            planner=ShardSavePlanner(),
-            process_group=self._group,
-            no_dist=not is_connected(),
-        )
+        self._together.save(save.held, parts.written_parts(staged), write, commit)
         seconds = {"seconds": time.time() - save.began, "stall_seconds": save.stall_seconds}
-        seconds["upload_seconds"] = writer.seconds
+        seconds["upload_seconds"] = facts.pop("upload_seconds")
         return {key: round(value, 4) for key, value in seconds.items()} | facts
 
-    @property
-    def _file_name(self) -> str:
-        """Of this rank's shards, in every checkpoint of this attempt."""
-        return layout.shard_file(self._world.attempt, self._world.rank)
+    def _file_name(self, rank: int) -> str:
+        """Of a rank's shards, in every checkpoint of this attempt."""
+        return layout.shard_file(self._world.attempt, rank)
 
     def _forget(self, step: int) -> None:
         """Remove a file that no manifest will name: the new owner of the run may have swept before it was written."""
         with contextlib.suppress(OSError), retry.retry_budget(0):
-            self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name}")
+            self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name(self._world.rank)}")
 
-    def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
+    def _manifest(self, save: Save, written: dict[int, FileEntry], joined: Joined) -> Manifest:
         return Manifest(
             step=save.step,
             attempt=self._world.attempt,
@@ -293,8 +286,13 @@ class Checkpointer:
             frozen=self._identity.frozen,
             base=self._identity.base,
             rows=self.earlier_rows | save.rows,
-            files=files,
-            tensors=tensors,
+            piece_bytes=parts.PIECE_BYTES,
+            files={self._file_name(rank): entry for rank, entry in written.items()},
+            tensors={
+                key: TensorEntry(dtype=dtype, shape=shape, layout=number)
+                for key, (dtype, shape, number) in joined.tensors.items()
+            },
+            layouts=joined.layouts,
         )
 
     def _commit(self, folder: str, manifest: Manifest) -> None:
@@ -464,29 +462,4 @@ class Checkpointer:
             raise ValueError(f"{folder}: its frozen parameters come from {manifest.base}, not {self._identity.base}")
 
     def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:
-        import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.api import CheckpointException
-
-        from launchyard.training.checkpoint.dcp import ShardLoadPlanner, ShardReader
-
-        try:
-            dcp.load(
-                dict(shards),
-                storage_reader=ShardReader(folder, manifest),
-                planner=ShardLoadPlanner(),
-                process_group=self._group,
-                no_dist=not is_connected(),
-            )
-        except CheckpointException as error:
-            raise root_error(error) from error
-
-
-def root_error(error: BaseException) -> BaseException:
-    """The first rank's error out of DCP's collection; corruption wins, since it decides the next candidate."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    if not isinstance(error, CheckpointException):
-        return error
-    found = [failure[0] for _, failure in sorted(error.failures.items())]
-    corrupt = [one for one in found if isinstance(one, CorruptError)]
-    return (corrupt or found or [error])[0]
+        self._together.load(lambda: parts.read_parts(folder, manifest, shards))

@@ -12,8 +12,8 @@ from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-from launchyard.storage.errors import CorruptError, DamagedError, DeniedError
-from launchyard.storage.shards import MANIFEST, read_manifest
+from launchyard.storage.errors import DamagedError, DeniedError
+from launchyard.storage.shards import MANIFEST, read_head
 from launchyard.training.checkpoint.commit import check_owner
 from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.telemetry.events import OnEvent
@@ -114,10 +114,10 @@ class Cleaner:
 
     def _kind(self, step: int) -> str:
         if step not in self._kinds:
-            try:
-                self._kinds[step] = read_manifest(self._run.path(self._run.checkpoint_dir(step))).kind
-            except CorruptError:  # unreadable: the doctor's business, not ours to remove
+            head = read_head(self._run.path(self._run.checkpoint_dir(step)))
+            if head is None:  # the doctor's business, not ours to remove
                 return "unreadable"
+            self._kinds[step] = head.kind
         return self._kinds[step]
 
     def _sweep_folders(self) -> None:
@@ -135,10 +135,11 @@ class Cleaner:
             remove_empty(self._run, folder)
 
     def _named(self, folder: str) -> set[str] | None:
-        """Files that belong to a checkpoint; None if its manifest is damaged. Read by name: a listing may lag."""
+        """Files that belong to a checkpoint: those of the ranks that committed it. None if its manifest is damaged."""
         try:
-            return {*read_manifest(self._run.path(folder)).files, MANIFEST}
+            head = read_head(self._run.path(folder))
         except FileNotFoundError:
             return set()
-        except CorruptError:
+        if head is None:
             return None
+        return {MANIFEST, *(layout.shard_file(head.attempt, rank) for rank in range(head.world_size))}

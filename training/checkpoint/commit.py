@@ -50,14 +50,14 @@ class Save:
     train_state: dict[str, Any]
     began: float
     stall_seconds: float
+    held: list[str]  # keys of this rank's tensors, whether it writes them or not, in order
     rows: dict[str, LogEntry] = field(default_factory=dict)
 
 
 def check_owner(run: RunDir, attempt: int) -> None:
-    """Raises FencedError if a newer attempt owns the run."""
-    newest = run.attempts()[-1:]
-    if newest and newest[0] > attempt:
-        raise FencedError(fenced(newest[0], attempt))
+    """Raises FencedError if a newer attempt owns the run: attempts have no gaps, so the next one would be there."""
+    if run.is_claimed(attempt + 1):
+        raise FencedError(fenced(attempt + 1, attempt))
 
 
 def fenced(newer: int, mine: int) -> str:

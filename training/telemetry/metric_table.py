@@ -43,6 +43,14 @@ IDENTITY = (
     ),
     Metric("trainer_state", "gauge", "1 for the state the trainer is in.", ("state",)),
     Metric("trainer_world_size", "gauge", "Workers of this attempt."),
+    Metric(
+        "trainer_rank_info",
+        "gauge",
+        "Always 1; the labels say which place on its node a rank has, and which GPU, by the UUID that NVIDIA's DCGM "
+        "has for it; empty on a CPU.",
+        ("rank", "local_rank", "UUID"),
+        "rank",
+    ),
 )
 PROGRESS = (
     Metric("trainer_step", "gauge", "Finished optimizer steps."),
@@ -174,6 +182,7 @@ def _of_launcher(name: str, kind: MetricKind, text: str, *labels: str) -> Metric
 
 
 _RUN = ("cluster", "run_id")
+_ATTEMPT = (*_RUN, "attempt")
 LAUNCHER = (
     _of_launcher("launcher_run_attempts_total", "counter", "Attempts that have ended, by how.", *_RUN, "result"),
     _of_launcher("launcher_queue_wait_seconds", "gauge", "Wait of its newest job for nodes, so far or in all.", *_RUN),
@@ -181,6 +190,20 @@ LAUNCHER = (
     _of_launcher("launcher_run_workers", "gauge", "Workers of the live attempt that should serve metrics.", *_RUN),
     _of_launcher("launcher_run_targets", "gauge", "Workers of it that are known to, and are to be scraped.", *_RUN),
     _of_launcher("launcher_run_checkpoint_step", "gauge", "Step of the newest committed checkpoint.", *_RUN),
+    _of_launcher(
+        "launcher_run_failures_since_checkpoint",
+        "gauge",
+        "Failed attempts in a row since the last checkpoint, or since somebody resumed it.",
+        *_RUN,
+    ),
+    _of_launcher("launcher_run_acknowledged", "gauge", "1 if somebody knows that it has failed, or is lost.", *_RUN),
+    _of_launcher(
+        "launcher_run_quiet_seconds",
+        "gauge",
+        "Since the newest row or event of its live attempt, by the clock of where the run lies.",
+        *_ATTEMPT,
+    ),
+    _of_launcher("launcher_run_quiet_limit_seconds", "gauge", "The most that may be, in what it does now.", *_ATTEMPT),
     _of_launcher("launcher_run_unsaved_seconds", "gauge", "Work that a sudden end would cost.", *_RUN),
     _of_launcher("launcher_run_save_interval_seconds", "gauge", "Between two saves, as the recipe wants it.", *_RUN),
     _of_launcher("launcher_run_notice_seconds", "gauge", "From a warning to the loss of the nodes, as planned.", *_RUN),

@@ -128,6 +128,7 @@ class Recorder:
         self._stragglers = Stragglers()
         self._computed = 0.0  # at the last update of the ranks
         self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._exporter.set("trainer_rank_info", 1, local_rank=str(world.local_rank), UUID=gpu_uuid(device))
         if flops.peak is not None:
             self._exporter.set("trainer_peak_flops", flops.peak)
         self._exporter.before_scrapes(self._show)
@@ -238,6 +239,14 @@ class Recorder:
             exporter.set("trainer_goodput_ratio", goodput.ratio)
         for cause, seconds in goodput.seconds.items():
             exporter.set("trainer_run_seconds", seconds, cause=cause)
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """As nvidia-smi and DCGM have it; empty on a CPU, and where torch does not tell it."""
+    if device.type != "cuda":
+        return ""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{str(uuid).removeprefix('GPU-')}" if uuid else ""
 
 
 def memory_of(device: torch.device) -> dict[str, int]:

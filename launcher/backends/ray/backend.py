@@ -35,12 +35,19 @@ if TYPE_CHECKING:
 
 OBEY_SECONDS = 20.0  # for an owner that was asked to end, before Ray ends it
 CANCEL_SECONDS = 60.0
-STEP_SECONDS = 60.0
+STEP_SECONDS = 120.0  # for a short job on a node; Ray starts three processes for it
 _NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after the output of the entrypoint
 
 
 # Not trusted: its table of jobs outlives the head that a job has died with (fault tolerance of the GCS), or does not.
-TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP, takes_environment=False, trusted=False)
+TRAITS = Traits(
+    title="Ray",
+    can_shrink=True,
+    notices_silence=True,
+    cancelled_reason=RAY_STOP,
+    takes_environment=False,
+    trusted=False,
+)
 
 
 # -- planning --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The actor on each node of a run: starts the node's agent, a process that dies with it, and returns its exit code.
+"""The actor on each node of a run: starts the node's agent, a process that stays and dies with it.
 
 Knows no run and no policy. Ray gives it the node's share of CPUs and GPUs, and with it the agent and the workers.
 """
@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 from launchyard.host.environment import job_environment
-from launchyard.host.ports import free_port
 from launchyard.host.processes import python_argv, python_environment, start_shielded
 from launchyard.launcher.agent.signals import POLL_SECONDS
 from launchyard.run import own_code
@@ -23,11 +22,11 @@ class NodeActor:
     """One a node. Ray runs its methods one after another in the main thread, whose death the kernel watches."""
 
     def facts(self) -> dict[str, Any]:
-        """Its node; `port`: one that is free here at this moment."""
+        """Its node, and its own process."""
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()
-        return {"node_id": node_id, "host": socket.gethostname(), "pid": os.getpid(), "port": free_port()}
+        return {"node_id": node_id, "host": socket.gethostname(), "pid": os.getpid()}
 
     def run(self, argv: list[str], env: dict[str, str]) -> int:
         """The agent to its end; its exit code. argv: without the interpreter, which is the actor's own."""

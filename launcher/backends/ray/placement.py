@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launchyard.host.processes import wait_until
+
 POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
 WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
@@ -32,29 +34,74 @@ class RayNode:
 
 
 class Reservation:
-    """A placement group that is there: its bundle number i is on the i-th node."""
+    """Bundles on different nodes, each in a placement group: at first all in one, later some in others.
 
-    def __init__(self, group: Any, nodes: int) -> None:
-        self.group = group
+    `pinned`: each bundle is for one certain node, so Ray does not look for another one when that dies. A group can only
+    be given back as a whole, and with it goes what runs in it.
+    """
+
+    def __init__(self, group: Any, nodes: int, *, pinned: bool) -> None:
         self.nodes = nodes
+        self.pinned = pinned
+        self._bundles = [(group, index) for index in range(nodes)]
+        self._groups = [group]
 
-    def strategy(self, index: int) -> Any:
+    def strategy(self, number: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        group, index = self._bundles[number]
         return PlacementGroupSchedulingStrategy(
-            self.group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+            group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
         )
 
     def node_ids(self) -> list[str]:
-        from ray.util import placement_group_table
+        """By number; empty for one that Ray knows to be dead."""
+        return [_nodes_of(group).get(index, "") for group, index in self._bundles]
 
-        found: Mapping[Any, str] = placement_group_table(self.group)["bundles_to_node_id"]
-        return [str(found[index]) for index in range(self.nodes)]
+    def is_there(self) -> bool:
+        """Returns True once every bundle has got its node; asked at the beginning."""
+        return all(_is_there(group) for group in self._groups)
+
+    def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
+        """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
+        free = _free_nodes(bundle, {*self.node_ids(), *avoid})
+        if not self.pinned or not free:
+            return False
+        taken = _ask_for(bundle, free[:1])
+        if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
+            taken.give_back()
+            return False
+        self._groups += taken._groups
+        self._bundles[number] = taken._bundles[0]
+        return True
 
     def give_back(self) -> None:
         from ray.util import remove_placement_group
 
-        remove_placement_group(self.group)
+        for group in self._groups:
+            remove_placement_group(group)
+
+
+def _is_there(group: object) -> bool:
+    from ray.util import placement_group_table
+
+    return bool(placement_group_table(group).get("state") == "CREATED")
+
+
+def _nodes_of(group: object) -> dict[int, str]:
+    """By bundle, without those of dead nodes."""
+    from ray.util import placement_group_table
+
+    found: Mapping[int, object] = placement_group_table(group).get("bundles_to_node_id", {})
+    return {index: str(node) for index, node in found.items() if node}
+
+
+def _ask_for(bundle: dict[str, float], nodes: list[RayNode]) -> Reservation:
+    """Of these nodes. Ray has no word for that, but each node has a resource with its own name, `node:ADDRESS`."""
+    from ray.util import placement_group
+
+    bundles = [{**bundle, f"node:{node.address}": A_BIT} for node in nodes]
+    return Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), len(nodes), pinned=True)
 
 
 def reserve_nodes(
@@ -104,10 +151,7 @@ def _tries(sizes: list[int], wait_seconds: float) -> Iterator[tuple[int, float]]
 
 
 class _Request:
-    """A placement group that is asked for: of any nodes, or, where some are left out, of free ones chosen here.
-
-    Ray cannot leave out nodes, but each has a resource with its own name, `node:ADDRESS`.
-    """
+    """Nodes that are asked for: free ones chosen here, or, while there are too few of them, any that Ray may find."""
 
     def __init__(self, bundle: dict[str, float], size: int, avoid: Collection[str]) -> None:
         self._bundle = bundle
@@ -119,11 +163,10 @@ class _Request:
 
     def find(self) -> Reservation | None:
         """Returns the nodes once they are there."""
-        from ray.util import placement_group_table
-
-        if self._found is not None and placement_group_table(self._found.group).get("state") == "CREATED":
+        if self._found is not None and self._found.is_there():
             return self._found
-        if self._avoid and (self._found is None or time.monotonic() - self._asked_at > CHOICE_SECONDS):
+        is_late = time.monotonic() - self._asked_at > CHOICE_SECONDS
+        if self._found is None or (self._found.pinned and is_late):
             self.withdraw()
             self._ask()
         return None
@@ -136,24 +179,27 @@ class _Request:
     def _ask(self) -> None:
         from ray.util import placement_group
 
-        bundles = [dict(self._bundle) for _ in range(self._size)]
-        if self._avoid:
-            free = [node for node in _others(self._avoid) if _holds(node.free, self._bundle)]
-            if len(free) < self._size:
-                return
-            bundles = [{**self._bundle, f"node:{node.address}": A_BIT} for node in free[: self._size]]
-        self._found = Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), self._size)
+        free = _free_nodes(self._bundle, self._avoid)
         self._asked_at = time.monotonic()
+        if len(free) >= self._size:
+            self._found = _ask_for(self._bundle, free[: self._size])
+        elif not self._avoid:
+            group = placement_group([dict(self._bundle) for _ in range(self._size)], strategy="STRICT_SPREAD")
+            self._found = Reservation(group, self._size, pinned=False)
 
 
 # -- nodes ----------------------------------------------------------------------------------------------------------
 def cluster_nodes() -> list[RayNode]:
     """Every node that can be used."""
+    leaving = draining()
+    return [node for node in _living_nodes() if node.node_id not in leaving]
+
+
+def _living_nodes() -> list[RayNode]:
     import ray
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
-    leaving = draining()
     return [
         RayNode(
             node["NodeID"],
@@ -163,12 +209,18 @@ def cluster_nodes() -> list[RayNode]:
             free=free.get(node["NodeID"], {}),
         )
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
+        if node["Alive"]
     ]
 
 
 def _others(avoid: Collection[str]) -> list[RayNode]:
     return [node for node in cluster_nodes() if node.node_id not in avoid]
+
+
+def _free_nodes(bundle: dict[str, float], avoid: Collection[str]) -> list[RayNode]:
+    """Those with GPUs that nobody asks for last."""
+    free = [node for node in _others(avoid) if _holds(node.free, bundle)]
+    return sorted(free, key=lambda node: node.total.get("GPU", 0) > 0 and "GPU" not in bundle)
 
 
 def enough_without(avoid: Collection[str], bundle: dict[str, float], size: int) -> bool:
@@ -181,6 +233,25 @@ def draining() -> dict[str, int]:
     from ray._private.state import state
 
     return dict(state.get_draining_nodes())
+
+
+def reserved_nodes(reservation: Reservation) -> list[RayNode]:
+    """By bundle; one that says so in the place of a node that is gone."""
+    there = {node.node_id: node for node in _living_nodes()}
+    return [there.get(one, RayNode(one, "a node", "which is gone", {}, {})) for one in reservation.node_ids()]
+
+
+def own_address() -> str:
+    """That of the node on which this process runs, as others reach it."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next(node.address for node in _living_nodes() if node.node_id == here)
+
+
+def has_room_for(bundle: dict[str, float], size: int, held: Collection[str], avoid: Collection[str]) -> bool:
+    """Returns True if so many nodes could be had at once, with those that are held already."""
+    return sum(node.node_id in held or _holds(node.free, bundle) for node in _others(avoid)) >= size
 
 
 def lost_nodes(node_ids: list[str]) -> set[str]:

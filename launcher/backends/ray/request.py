@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from launchyard.host.processes import SAFE_PATH, python_argv
-from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
+from launchyard.launcher.backends.request import Ask, Request
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.ray.options import Ray
 
 
+AGENT = "launchyard.launcher.backends.ray.agent"
 JOB = "{job}"  # filled in when it is sent, as CODE is
 CODE = "{code}"
 QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # the output of agents is in the job's log, complete and plain
@@ -100,12 +101,13 @@ def bundle_of(cluster: Cluster, ask: Ask) -> dict[str, float]:
 
 
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
-    """The agent of a node; its number is added there. Values drawn anew in each attempt stand there as marks."""
-    python = worker_python(cluster, ask.python)
-    shape = ask.shape
-    argv = [*python_argv(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
-    argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    return [*argv, f"--rdzv-endpoint={ENDPOINT}"]
+    """The agent of a node, which stays: what an attempt draws anew it hears from the owner."""
+    return [worker_python(cluster, ask.python), *agent_words(ask.run_url)]
+
+
+def agent_words(run_url: str) -> list[str]:
+    """Its arguments; which node it is, the owner adds."""
+    return [*python_argv("python")[1:], "-u", "-m", AGENT, run_url]
 
 
 def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[str, Any]:

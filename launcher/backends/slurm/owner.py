@@ -25,14 +25,13 @@ from launchyard.launcher.agent.conclusion import exit_code, last_step
 from launchyard.launcher.agent.fleet.crew import Ending
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
-from launchyard.launcher.agent.restart_policy import AttemptSummary
+from launchyard.launcher.agent.ownership import attempts_of
 from launchyard.launcher.agent.root_cause import LOST_PEER, NO_OUTCOME, find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.steps import AgentSteps
 from launchyard.run import layout
-from launchyard.run.events import SAVED
 from launchyard.run.layout import is_job_script
 from launchyard.run.lease import LEASE_SECONDS, Heartbeat
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Shape, Submission
@@ -76,7 +75,7 @@ class Batch:
             self.run_nodes,
             judge_job,
             self.give_back,
-            history=history(self._run, self._job_id),
+            history=list(attempts_of(self._run, self._job_id))[::-1],
             patience=LEASE_SECONDS + GIVE_BACK_SECONDS,  # where squeue is not on the nodes
             continues=waiting.continues if waiting.job_id == self._job_id else "",
             acquire_resources=self.acquire_resources,
@@ -298,26 +297,6 @@ class Batch:
 
 def newest_script(folder: str) -> str:
     return os.path.join(folder, max(name for name in os.listdir(folder) if is_job_script(name)))
-
-
-def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
-    """The attempts of this job before it was started again, and of those that it continues."""
-    before = {submission.job_id: submission.continues for submission in run.submissions()}
-    jobs = [job_id]
-    while earlier := before.get(jobs[-1]):
-        jobs.append(earlier)
-    found = []
-    for number in run.attempts():
-        if run.job(number).job_id not in jobs:
-            continue
-        record = run.outcome(number)
-        progressed = any(event.get("event") == SAVED for event in run.events(number))
-        if record is None:  # killed with its node, or by the scheduler
-            found.append(AttemptSummary(number, "stopped", "preempted", progressed=progressed))
-        else:
-            facts = {"progressed": progressed, "stepped": record.step is not None}
-            found.append(AttemptSummary(number, record.outcome, record.reason, record.fatal, **facts))
-    return found
 
 
 def main(argv: list[str]) -> int:

@@ -18,10 +18,15 @@ from launchyard.launcher.monitor.dashboards.panels import (
     lines,
     query_variable,
     rows_of,
+    to_dashboard,
     with_rows,
 )
 
-OF_RUN = "/d/launchyard-run?var-datasource=${datasource}&var-run_id=${__data.fields.run_id}"
+# Of the row that was clicked, with the time range that is looked at.
+OF_RUN = (
+    "/d/launchyard-run?${__url_time_range}&var-datasource=${datasource}"
+    "&var-cluster=${__data.fields.cluster}&var-run_id=${__data.fields.run_id}"
+)
 
 
 def fleet_dashboard() -> dashboard.Dashboard:
@@ -32,6 +37,7 @@ def fleet_dashboard() -> dashboard.Dashboard:
         query_variable("cluster", "Cluster", "label_values(launcher_run_state, cluster)"),
         query_variable("run_id", "Run", 'label_values(launcher_run_state{cluster=~"$cluster"}, run_id)'),
     )
+    found = found.link(to_dashboard("Run", "launchyard-run", "cluster", "run_id"))
     return with_rows(
         found, [("Now", now()), ("Runs", runs()), ("Over time", over_time()), ("Monitoring itself", itself())]
     )
@@ -92,6 +98,7 @@ def runs() -> list[Any]:
             "Alerts",
             "Only Watchdog, which always fires: without it, alerting itself is down. Runbooks: docs/guides/alerts.md.",
             [("max by (alertname, severity, alertstate, cluster, run_id) (ALERTS)", "", "short")],
+            link=OF_RUN,
             height=6,
         ),
     ]

@@ -18,6 +18,7 @@ from grafana_foundation_sdk.builders import (
 from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
+    DashboardLinkType,
     DataSourceRef,
     DataTransformerConfig,
     DynamicConfigValue,
@@ -172,6 +173,12 @@ def annotation(name: str, expr: str, colour: str) -> dashboard.AnnotationQuery:
     return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(colour).expr(expr)
 
 
+def to_dashboard(title: str, uid: str, *variables: str) -> dashboard.DashboardLink:
+    """A link at the top of a dashboard to another one, with the time range, the data source and these variables."""
+    kept = "&".join(f"${{{name}:queryparam}}" for name in ("datasource", *variables))
+    return dashboard.DashboardLink(title).type(DashboardLinkType.LINK).url(f"/d/{uid}?{kept}").keep_time(True)
+
+
 def board(uid: str, title: str, about: str, *variables: dashboard.QueryVariable) -> dashboard.Dashboard:
     source = (
         dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus").hide(VariableHide.DONT_HIDE)
@@ -191,6 +198,14 @@ def board(uid: str, title: str, about: str, *variables: dashboard.QueryVariable)
     for variable in variables:
         found = found.with_variable(variable)
     return found
+
+
+def with_folded_row(found: dashboard.Dashboard, title: str, panels: Sequence[Any]) -> dashboard.Dashboard:
+    """A row that asks nothing before it is opened."""
+    row = dashboard.Row(title).collapsed(True)
+    for panel in panels:
+        row = row.with_panel(panel)
+    return found.with_row(row)
 
 
 def with_rows(found: dashboard.Dashboard, rows: Sequence[tuple[str, Sequence[Any]]]) -> dashboard.Dashboard:

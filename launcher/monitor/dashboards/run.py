@@ -6,6 +6,7 @@ from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
 
+from launchyard.launcher.monitor.dashboards.gpus import gpus
 from launchyard.launcher.monitor.dashboards.learning import learning
 from launchyard.launcher.monitor.dashboards.panels import (
     AMBER,
@@ -23,6 +24,8 @@ from launchyard.launcher.monitor.dashboards.panels import (
     query_variable,
     rows_of,
     states,
+    to_dashboard,
+    with_folded_row,
     with_rows,
 )
 from launchyard.launcher.monitor.dashboards.stability import stability
@@ -57,7 +60,8 @@ def run_dashboard() -> dashboard.Dashboard:
         ("Memory", memory()),
         ("Attempts and preemptions", attempts()),
     ]
-    return with_rows(found, parts)
+    found = found.link(to_dashboard("All runs", "launchyard-fleet", "cluster"))
+    return with_folded_row(with_rows(found, parts), "GPUs, where NVIDIA's DCGM exporter is scraped", gpus())
 
 
 def annotations() -> list[dashboard.AnnotationQuery]:
@@ -281,6 +285,22 @@ def attempts() -> list[Any]:
             "`preempted` may grow; `failed`, `hung` and `lost` may not.",
             (f"sum by (result) (launcher_run_attempts_total{{{RUN}}})", "{{result}}"),
             low=0,
+        ),
+        lines(
+            "Failures since the last checkpoint",
+            "Zero. Three are a loop, and page.",
+            (f"max by (run_id) (launcher_run_failures_since_checkpoint{{{RUN}}})", "{{run_id}}"),
+            (f"max by (run_id) (launcher_run_acknowledged{{{RUN}}})", "acknowledged"),
+            low=0,
+        ),
+        lines(
+            "Without a sign",
+            "Far below its limit, which is that of what the run does: longer while it starts, saves or validates.",
+            (f"max(launcher_run_quiet_seconds{{{RUN}}})", "since the newest row or event"),
+            (f"max(launcher_run_quiet_limit_seconds{{{RUN}}})", "limit"),
+            unit="s",
+            low=0,
+            log=True,
         ),
         lines(
             "Agreed stops",

@@ -123,8 +123,11 @@ def test_work_at_risk_is_since_the_last_save(tmp_path: Path) -> None:
     made.begin(alive=True)
     made.steps(range(1, 101))  # 50 s
     made.save(100)
+    made.clock += 30
+    made.event("validated", step=100, loss=2.0, seconds=1.0)
     seen = inspect_run(made.run)
-    assert seen is not None and 40 < seen.unsaved < 60
+    assert seen is not None and seen.quiet is not None
+    assert 30 <= seen.quiet.unsaved < 35, "the time between two events of rank 0, and the age of the file with them"
 
 
 def test_a_queue_is_told(tmp_path: Path) -> None:
@@ -164,10 +167,10 @@ def test_a_run_that_cannot_be_read_is_as_it_was(tmp_path: Path, monkeypatch: pyt
     before = targets(watching.scan())
     real = discovery.inspect_run
 
-    def stumble(run: Any) -> Any:
+    def stumble(run: Any, tally: Any) -> Any:
         if "one" in run.url:
             raise StoreError("its store does not answer")
-        return real(run)
+        return real(run, tally)
 
     monkeypatch.setattr(discovery, "inspect_run", stumble)
     assert targets(watching.scan()) == before and watching.errors == 1
@@ -179,7 +182,7 @@ def test_a_store_that_is_silent_is_asked_once_a_look(tmp_path: Path, monkeypatch
     watching, asked = Discovery(), list[str]()
     before = targets(watching.scan())
 
-    def silent(run: Any) -> Any:
+    def silent(run: Any, tally: Any) -> Any:
         asked.append(run.url)
         raise StoreError("its store does not answer")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,13 @@ from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from tests.support.small_runs import claim, make_run, write_data
 
+# Between what measures and what is measured: a process begins with the peak of the one that has forked it.
+SMALL = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
 STEP_SECONDS = 0.5
 LOST = 7  # steps that every attempt but the first does again
 
@@ -117,3 +126,19 @@ def _write_events(run: RunDir, size: Size, attempt: int, start: int, stop: int, 
     _write(run, layout.grown(layout.events(attempt)), (json.dumps(event) + "\n" for event in events))
     name = layout.grown(layout.rows(layout.VALIDATION, attempt))
     _write(run, name, (json.dumps(row) + "\n" for row in validations))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a process, by the kernel's account."""
+
+    code: int
+    cpu_seconds: float
+    peak_bytes: int
+    errors: str
+
+
+def cost_of(argv: list[str], env: dict[str, str]) -> Cost:
+    done = subprocess.run([sys.executable, "-c", SMALL, *argv], env=env, capture_output=True, text=True, check=True)
+    code, seconds, peak = json.loads(done.stdout)
+    return Cost(code, seconds, peak * (1 if sys.platform == "darwin" else 1024), done.stderr[-2000:])

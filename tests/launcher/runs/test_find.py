@@ -17,8 +17,9 @@ from launchyard.host.processes import started_at
 from launchyard.launcher.runs import registry
 from launchyard.launcher.runs import state as runs_state
 from launchyard.launcher.runs.find import find, reach_run
+from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.registry import known_ids, new_run_id, register
-from launchyard.launcher.runs.state import overview, state_of
+from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.submit.launch import check_free
 from launchyard.run.append import Appender
 from launchyard.run.records import Job, OutcomeRecord

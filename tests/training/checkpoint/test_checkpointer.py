@@ -24,7 +24,7 @@ from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.shards import MANIFEST, read_manifest, read_tensor, verify
-from launchyard.training.checkpoint import dcp
+from launchyard.training.checkpoint import parts
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import FencedError, Identity, NoValidCheckpointError
 from launchyard.training.checkpoint.retention import superfluous
@@ -95,7 +95,7 @@ def assert_same(mine: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("background", [True, False])
 def test_what_was_saved_is_loaded(tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dcp, "PIECE_BYTES", 64)  # several pieces a tensor
+    monkeypatch.setattr(parts, "PIECE_BYTES", 64)  # several pieces a tensor
     run = RunDir(str(tmp_path))
     trained = saved(run, 5, background=background)
     loaded = fresh()
@@ -120,14 +120,23 @@ def test_weights_may_change_while_a_save_is_in_flight(tmp_path: Path) -> None:
     assert all(torch.equal(read_tensor(folder, manifest, key), value) for key, value in before.items())
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, at: int) -> None:
     raw = bytearray(path.read_bytes())
-    raw[len(raw) - 20] ^= 4
+    raw[at] ^= 4
     path.write_bytes(raw)
 
 
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
-    "changed": flip,
+    "changed: the hash of model.0.weight": lambda path: flip(
+        path, read_manifest(str(path.parent)).files[path.name].header_bytes + 60
+    ),
+    "changed: the hash of the hashes": lambda path: flip(path, -20),
+    "changed: the hash of its header": lambda path: flip(path, 20),
+    "it is changed": lengthen,
     "missing": lambda path: path.unlink(),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
     "manifest": lambda path: (path.parent / MANIFEST).write_text("{"),
@@ -175,7 +184,7 @@ def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(tmp_path: Path) ->
     run = RunDir(str(tmp_path))
     saved(run, 5)
     for path in (tmp_path / "checkpoints").glob("*/*.safetensors"):
-        flip(path)
+        flip(path, -1)
     with pytest.raises(NoValidCheckpointError, match="none of the 1 checkpoints is intact"):
         checkpointer(run).load_newest(shards(*fresh()))
 
@@ -360,7 +369,7 @@ def _save_and_load(folder: str, save: int | None, load: int | None) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    dcp.PIECE_BYTES = 64
+    parts.PIECE_BYTES = 64
     world, run = read_world(), RunDir(folder)
     connect(world, torch.device("cpu"))
     expected = fresh()

@@ -17,7 +17,7 @@ from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import open_weights
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from launchyard.storage.shards import read_manifest, verify
+from launchyard.storage.shards import open_shards, read_manifest, verify
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.micro_batch import MicroBatch
@@ -101,7 +101,8 @@ def check_saved(run: RunDir) -> None:
     """Exactly what trains is in the newest checkpoint; the rest is known all the same."""
     folder = newest(run)
     manifest = read_manifest(folder)
-    pieces = [piece for tensor in manifest.tensors.values() for piece in tensor.pieces]
+    opened = open_shards(folder, manifest)
+    pieces = [piece for name in manifest.files for _, piece in opened.pieces_in(name)]
     assert manifest.tensors.keys() == SAVED
     assert manifest.frozen == FROZEN
     assert sum(piece.length for piece in pieces) == checkpoint_bytes(CONFIG, ADAPTER)

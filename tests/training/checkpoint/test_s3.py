@@ -16,7 +16,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.shards import read_manifest, read_tensor, verify
 from launchyard.storage.stores import s3 as s3_store
-from launchyard.training.checkpoint import cleaning, dcp
+from launchyard.training.checkpoint import cleaning, parts
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.base import Optimizer
@@ -56,7 +56,7 @@ def _load_and_save(folder: str, step: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    s3_store.UPLOAD_PART_BYTES, dcp.PIECE_BYTES = PART, PIECE
+    s3_store.UPLOAD_PART_BYTES, parts.PIECE_BYTES = PART, PIECE
     world, run = read_world(), RunDir(folder)
     expected = shards(*trained())
     connect(world, torch.device("cpu"))
@@ -79,7 +79,9 @@ def digests(run: RunDir, step: int) -> dict[str, str]:
     folder = run.path(run.checkpoint_dir(step))
     manifest = read_manifest(folder)
     assert list(verify(folder, manifest)) == []
-    return {key: xxhash.xxh3_64_hexdigest(dcp.as_bytes(read_tensor(folder, manifest, key))) for key in manifest.tensors}
+    return {
+        key: xxhash.xxh3_64_hexdigest(parts.as_bytes(read_tensor(folder, manifest, key))) for key in manifest.tensors
+    }
 
 
 def save_first(run: RunDir, model: nn.Module, optimizer: Optimizer) -> None:
@@ -92,7 +94,7 @@ def save_first(run: RunDir, model: nn.Module, optimizer: Optimizer) -> None:
 @pytest.mark.timeout(600)
 def test_one_to_two_to_four_to_three_to_one(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_store, "UPLOAD_PART_BYTES", PART)
-    monkeypatch.setattr(dcp, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(parts, "PIECE_BYTES", PIECE)
     run, whole = RunDir(f"{s3.url}/run"), trained()
     save_first(run, *whole)
     for step, world_size in enumerate((2, 4, 3), start=2):
@@ -100,13 +102,15 @@ def test_one_to_two_to_four_to_three_to_one(s3: Bucket, monkeypatch: pytest.Monk
     assert [
         read_manifest(run.path(run.checkpoint_dir(step))).world_size for step in committed_steps(run)
     ] == [1, 2, 4, 3]  # fmt: skip
-    first = {key: xxhash.xxh3_64_hexdigest(dcp.as_bytes(shard.tensor)) for key, shard in shards(*whole).items()}
+    first = {key: xxhash.xxh3_64_hexdigest(parts.as_bytes(shard.tensor)) for key, shard in shards(*whole).items()}
     assert sum(key.startswith("optimizer.") for key in first) == 2 * len(list(whole[0].parameters()))
     for step in committed_steps(run):
         assert digests(run, step) == first, step
     forget(*whole)
     checkpointer(run).load_newest(shards(*whole))
-    assert {key: xxhash.xxh3_64_hexdigest(dcp.as_bytes(shard.tensor)) for key, shard in shards(*whole).items()} == first
+    assert {
+        key: xxhash.xxh3_64_hexdigest(parts.as_bytes(shard.tensor)) for key, shard in shards(*whole).items()
+    } == first
     assert s3.uploads() == []
 
 
@@ -166,4 +170,4 @@ def test_small_tensors_share_a_request(s3: Bucket, proxy: FaultProxy) -> None:
     assert checkpointer(run).load_newest(shards(*whole)) is not None
     asked = proxy.requests(where(method="GET", key=r"safetensors$"))
     assert len(shards(*whole)) > 60
-    assert len(asked) == 2, "the header, and 12 MB of pieces that lie together"
+    assert len(asked) == 3, "the header, the hashes, and 12 MB of pieces that lie together"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -410,3 +411,49 @@ def test_verify_reads_past_the_cache(tmp_path: Path, stream: list[int]) -> None:
     with pytest.raises(CorruptError, match=r"chunk-0-2\.bin is changed"):
         store.verify(2)
     assert kept(tmp_path / "c") == [".bin"]
+
+
+# -- what is written down --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(4))
+def test_room_is_made_as_if_every_file_were_looked_at(tmp_path: Path, seed: int) -> None:
+    """The same chunks go with what is written down and without, also where some were used since.
+
+    What somebody removes without a word is counted until the next look: one more may go then, and none too few.
+    """
+    draw, quota = random.Random(seed), 12
+    folders = [str(tmp_path / name) for name in ("noted", "looked")]
+    sources = [cache_files.enter_source(folder, "s3://somewhere")[0] for folder in folders]
+    for now in range(1, 25):
+        size, used, lost = draw.randint(1, 4), draw.randint(1, now), seed == 3 and now % 5 == 0
+        for folder, source, recount in zip(folders, sources, (False, True), strict=True):
+            bring(folder, source, now, size, quota, recount)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(f"{source}/{used:02}.bin", (now + 0.5, now + 0.5))
+            if lost:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{source}/{now - 1:02}.bin")
+        mine, theirs = ({os.path.basename(one.path) for one in cache_files.scan(folder)} for folder in folders)
+        assert seed == 3 or mine == theirs
+        assert sum(one.size for one in cache_files.scan(folders[0])) <= quota
+
+
+def bring(folder: str, source: str, number: int, size: int, quota: int, recount: bool) -> None:
+    part, path = f"{source}/{number:02}.part", f"{source}/{number:02}.bin"
+    file, mine = cache_files.lock_part(part, lambda: None)
+    assert mine
+    _, held = cache_files.reserve(folder, file, size, quota=quota, keep=(), urgent=True, recount=recount)
+    assert sum(one.size for one in cache_files.scan(folder)) <= held
+    cache_files.complete(folder, file, part, path)
+    os.utime(path, (float(number), float(number)))
+    os.close(file)
+
+
+def test_a_cache_with_room_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = cache_files.enter_source(str(tmp_path), "s3://somewhere")
+    bring(str(tmp_path), source, 0, 10, 1000, True)
+    monkeypatch.setattr(cache_files, "scan", lambda folder: pytest.fail("it was scanned"))
+    for number in range(1, 5):
+        part = f"{source}/{number}.part"
+        file, _ = cache_files.lock_part(part, lambda: None)
+        assert cache_files.reserve(str(tmp_path), file, 10, quota=1000, keep=(), urgent=True) == (0, 10 * number + 10)
+        os.close(file)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import read_manifest, read_tensor
-from launchyard.training.checkpoint import dcp
+from launchyard.training.checkpoint import parts
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Identity
 from launchyard.training.checkpoint.state import Shard, shards
@@ -83,7 +83,7 @@ def check_loaded(folder: str, parts: dict[str, Shard], step: int) -> None:
 
 def go_on(folder: str, start: int, stop: int, replicate: int) -> None:
     """One rank: from step `start` to `stop` with each optimizer, saved there."""
-    dcp.PIECE_BYTES = 256  # several pieces a tensor
+    parts.PIECE_BYTES = 256  # several pieces a tensor
     connect(read_world(), torch.device("cpu"))
     for name in FULL:
         model = sharded(replicate)

@@ -1,6 +1,8 @@
 """The files of the cache of chunks: locks, quota, sweeping, listing and removal.
 
     FOLDER/lock                  held while space is reserved
+    FOLDER/account               bytes of all chunks and parts, at most, and how much of `queue` has been read
+    FOLDER/queue                 chunks in the order of their last use, as a scan has found them
     FOLDER/<source>/source       the URL of a folder of chunks; every reader holds a shared lock
     FOLDER/<source>/<key>.part   a chunk being fetched; the process that fetches it holds the lock
     FOLDER/<source>/<key>.bin    a complete chunk; its mtime is the time of its last use
@@ -16,13 +18,15 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive, is_file, lock_shared, try_lock, unlock
 
 SOURCE = "source"
+ACCOUNT = "account"
+QUEUE = "queue"
 DEFAULT_SHARE = 4  # the quota is a quarter of the free space, unless it is set
 STALLED_SECONDS = 60.0  # without a sign of life from the process that fetches a chunk
 POLL_SECONDS = 0.005
@@ -142,38 +146,141 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def reserve(
-    folder: str, file: int, size: int, *, quota: int, keep: Collection[str], urgent: bool, more: bool = False
+    folder: str,
+    file: int,
+    size: int,
+    *,
+    quota: int,
+    keep: Collection[str],
+    urgent: bool,
+    more: bool = False,
+    recount: bool = False,
 ) -> tuple[int, int]:
     """Let a locked .part have `size` bytes, after evicting the least recently used chunks.
 
-    Returns the number of bytes evicted, and of bytes that the cache holds now.
+    Returns the number of bytes evicted, and of bytes that the cache holds now, at most.
 
     Paths in `keep` go last, and only for an urgent fetch; QuotaError if it is not. FullError if the disk has no room
-    even so. `more`: evict at least one chunk, regardless of disk and quota.
+    even so. `more`: evict at least one chunk, regardless of disk and quota. `recount`: scan the cache in any case, and
+    sweep it. Else it is scanned only where more has to go than the last scan has found, so its cost does not grow.
     """
     with exclusive(os.path.join(folder, "lock"), mode=0o600):
-        others = [cached for cached in scan(folder) if not is_file(cached.path, file) and not _sweep(cached)]
-        victims = sorted(
-            (cached for cached in others if cached.complete and (urgent or cached.path not in keep)),
-            key=lambda cached: (cached.path in keep, cached.used),
-        )
-        used = sum(cached.size for cached in others)
-        free = shutil.disk_usage(folder).free
-        freed = 0
-        missing = size - 512 * os.fstat(file).st_blocks  # of its final size on the disk
-        while used + size - freed > quota or free + freed < missing or (more and not freed):
-            if not victims:
-                break
-            victim = victims.pop(0)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(victim.path)
-            freed += victim.size
-        if free + freed < missing or (more and not freed):
+        room = _Room(folder, file, size, quota=quota, more=more)
+        room.evict(_queued(folder, room.account, keep) if room.account and not recount else ())
+        if recount or room.wanting:
+            room.recount(keep, urgent=urgent)
+        if room.lacks_disk:
             raise FullError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
-        if used + size - freed > quota and not urgent:
+        if room.over_quota and not urgent:
             raise QuotaError
-        os.ftruncate(file, size)  # the size that others count from now on
-        return freed, used + size - freed
+        held = room.settle()
+        os.ftruncate(file, size)  # the size that a scan counts from now on
+        return room.freed, held
+
+
+@dataclass
+class _Account:
+    """`bytes`: of all chunks and parts, never less than there are: what goes without a word makes it too large, and
+    the next scan right. `read`: bytes of the queue."""
+
+    bytes: int
+    read: int
+
+    @classmethod
+    def of(cls, folder: str) -> _Account | None:
+        try:
+            with open(os.path.join(folder, ACCOUNT), "rb") as file:
+                n_bytes, read = map(int, file.read().split())
+            return cls(n_bytes, read)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, folder: str) -> None:
+        _note(os.path.join(folder, ACCOUNT), [f"{self.bytes} {self.read}\n"])
+
+
+class _Room:
+    """The making of room for one .part, under the lock of the cache."""
+
+    def __init__(self, folder: str, file: int, size: int, *, quota: int, more: bool) -> None:
+        self._folder = folder
+        self._file = file
+        self._size = size
+        self._quota = quota
+        self._more = more
+        facts = os.fstat(file)
+        self._free = shutil.disk_usage(folder).free
+        self._missing = size - 512 * facts.st_blocks  # of its final size on the disk
+        self.account = _Account.of(folder)
+        self._others = max(0, self.account.bytes - facts.st_size) if self.account else 0
+        self.freed = 0
+
+    @property
+    def over_quota(self) -> bool:
+        return self._others + self._size - self.freed > self._quota
+
+    @property
+    def lacks_disk(self) -> bool:
+        return self._free + self.freed < self._missing or (self._more and not self.freed)
+
+    @property
+    def wanting(self) -> bool:
+        return self.account is None or self.over_quota or self.lacks_disk
+
+    def evict(self, victims: Iterable[tuple[str, int]]) -> None:
+        """Until there is room, as far as there are any: (path, bytes)."""
+        if self.account is None or not self.wanting:
+            return
+        for path, n_bytes in victims:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            self.freed += n_bytes
+            if not self.wanting:
+                return
+
+    def recount(self, keep: Collection[str], *, urgent: bool) -> None:
+        """Looks at every file, sweeps, and evicts as far as need be."""
+        others = [one for one in scan(self._folder) if not is_file(one.path, self._file) and not _sweep(one)]
+        victims = sorted((one for one in others if one.complete), key=lambda one: (one.path in keep, one.used))
+        lines = (f"{one.used!r} {os.path.relpath(one.path, self._folder)}\n" for one in victims)
+        _note(os.path.join(self._folder, QUEUE), lines)
+        self._free = shutil.disk_usage(self._folder).free
+        self._others = sum(one.size for one in others) + self.freed
+        self.account = _Account(0, 0)
+        self.evict((one.path, one.size) for one in victims if urgent or one.path not in keep)
+
+    def settle(self) -> int:
+        """Writes down what the cache holds, before its file has its size; returns it."""
+        assert self.account is not None
+        self.account.bytes = self._others + self._size - self.freed
+        self.account.write(self._folder)
+        return self.account.bytes
+
+
+def _queued(folder: str, account: _Account, keep: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Chunks that nobody has used since the last scan, the least recently used first, without those to keep."""
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, QUEUE), "rb") as queue:
+        queue.seek(account.read)
+        while (line := queue.readline()).endswith(b"\n"):
+            account.read += len(line)
+            used, _, name = line.decode().rstrip("\n").partition(" ")
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                facts = os.stat(path, follow_symlinks=False)
+                if facts.st_mtime <= float(used) and path not in keep:
+                    yield path, facts.st_size
+
+
+def _note(path: str, lines: Iterable[str]) -> None:
+    """Writes what spares a scan. A disk without room for it costs the scan and nothing else."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.writelines(lines)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def complete(folder: str, file: int, part: str, path: str) -> None:

@@ -102,6 +102,8 @@ class ChunkCache:
         self._sources: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock marks it as in use
         weakref.finalize(self, _close, self._sources)
         self._readers: weakref.WeakSet[ChunkReader] = weakref.WeakSet()
+        self._recount = True  # once, in case that what is written down is wrong: a process or the machine was killed
+        self._stalled: set[str] = set()  # parts that are swept when their holder is gone
         self._pinned: dict[int, frozenset[str]] = {}
         self._verified: set[bytes] = set()
         self._memory: OrderedDict[str, Array] = OrderedDict()
@@ -229,6 +231,7 @@ class ChunkCache:
                 with _disk():
                     file, mine = cache_files.lock_part(part, beat)
             except cache_files.StalledError:
+                self._stalled.add(part)
                 part = f"{path.removesuffix('.bin')}.{secrets.token_hex(4)}.part"
                 continue
             try:
@@ -310,8 +313,16 @@ class ChunkCache:
         size = chunk.size + TRAILER_BYTES
         with _disk():
             freed, cached_bytes = cache_files.reserve(
-                self.folder, file, size, quota=self.quota, keep=keep, urgent=urgent, more=more
+                self.folder,
+                file,
+                size,
+                quota=self.quota,
+                keep=keep,
+                urgent=urgent,
+                more=more,
+                recount=self._recount or any(map(os.path.exists, self._stalled)),
             )
+        self._recount = False
         self.counters.cached_bytes = cached_bytes
         if freed:
             self.drop_evicted()

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from launchyard.errors import UserError
-from launchyard.launcher.agent.ownership import claim_next
+from launchyard.launcher.agent.ownership import attempts_of, claim_next
 from launchyard.launcher.backends.base import judge_job
-from launchyard.launcher.backends.slurm.owner import history
 from launchyard.launcher.backends.slurm.request import AGENT
 from launchyard.launcher.backends.slurm.steps import AGENT_OF_AN_ATTEMPT, on_one_node, task_count, that_stays
 from launchyard.run.records import Job, Shape
@@ -41,7 +40,7 @@ def test_where_the_site_requeues_nothing_it_goes_on_as_a_new_job(slurm: FakeSlur
     assert f"queued already: job {run.job} waits" in place.ok("resume", run.run_id, code=2)
     slurm.start(run.job)
     run.steps(3, attempt=1)
-    assert [one.attempt for one in history(run.run, run.job)] == [0, 1], "failures count over both jobs"
+    assert [one.attempt for one in attempts_of(run.run, run.job)] == [1, 0], "failures count over both jobs"
     assert started(run, 1) == reached(run, 0)
     assert slurm.job(run.job)["dependency"] == "singleton", "not before the first has left"
     assert slurm.job(first)["restarts"] == 0

@@ -32,7 +32,8 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def get_runtime_context() -> Any:
-    return SimpleNamespace(get_node_id=lambda: os.environ["STANDIN_RAY_NODE"])
+    """The owner is on the first node."""
+    return SimpleNamespace(get_node_id=lambda: os.environ.get("STANDIN_RAY_NODE") or nodes()[0]["NodeID"])
 
 
 def remote(what: Any) -> Any:
@@ -101,6 +102,7 @@ class _Actor:
 
 
 def wait(calls: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+    assert calls
     when = futures.ALL_COMPLETED if num_returns == len(calls) else futures.FIRST_COMPLETED
     done = futures.wait(calls, timeout, return_when=when).done
     return [call for call in calls if call in done], [call for call in calls if call not in done]

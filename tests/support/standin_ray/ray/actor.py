@@ -21,7 +21,7 @@ def main() -> None:
         print(json.dumps(getattr(actor, method)(*words)), file=answers, flush=True)
 
 
-AGENT = "launchyard.launcher.agent.node"
+AGENT = "launchyard.launcher.backends.ray.agent"
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,1 @@
+"""The states of all runs of an account."""
