@@ -21,7 +21,7 @@ from tests.support.small_runs import final_weights, history, make_run, run_worke
 
 TWO = Shape(nnodes=2, nproc_per_node=1, device="cpu")
 EVERY = 4
-RECIPE = {"train.max_steps": 60, "checkpoint.every_steps": 1000, "checkpoint.snapshot_steps": EVERY}
+RECIPE = {"train.max_steps": 36, "checkpoint.every_steps": 1000, "checkpoint.snapshot_steps": EVERY}
 
 
 class Agent:
@@ -57,7 +57,7 @@ def kill_after(run: RunDir, step: int) -> int:
     return reached()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_lost_node_costs_no_more_than_a_lost_worker(
     lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_lost_node_costs_no_more_than_a_lost_worker(
     agents = [Agent("one"), Agent("two")]
     names = [agents[rank].begin(rank, 0, agents[1 - rank]) for rank in range(2)]
     monkeypatch.setenv(SLOTS, " ".join(names))
-    last = kill_after(run, 30)
+    last = kill_after(run, 20)
 
     agents[lost].there.close()
     agents[lost].memory.empty()
