@@ -22,6 +22,7 @@ from standin_worker import lead
 
 from launchyard.launcher.agent.conclusion import conclude
 from launchyard.launcher.agent.fleet import stays
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.signals import CANCELLED, Signals
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.ray import agent as ray_agent
@@ -34,9 +35,7 @@ class Standin:
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
-
-    def newest_step(self) -> int | None:
-        return None
+        self.memory = AgentMemory()  # of which nothing is used
 
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:
         plan = json.loads(os.environ.get("LAUNCHYARD_STANDIN", "{}"))
