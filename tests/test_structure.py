@@ -95,7 +95,7 @@ CONSTANTS_TWICE = {
 }
 
 # Annotations of parameters and results that say Any. JSON and what comes from torch are most of them.
-ANY = {"src": 1, "storage": 24, "run": 6, "model": 4, "training": 32, "launcher": 188}
+ANY = {"src": 1, "storage": 24, "run": 6, "model": 4, "training": 32, "launcher": 193}
 CIRCLES: set[tuple[str, ...]] = set()
 OWN_PRIVATE_NAMES: set[str] = set()
 

@@ -146,7 +146,8 @@ def _check_fit(manifest: Manifest, shards: Mapping[str, Shard]) -> None:
 
 def _wanted(opened: OpenShards, key: str, shard: Shard) -> Iterator[_Wanted]:
     """What fills a part. CorruptError if the pieces leave a hole in it."""
-    offsets, sizes = tuple(shard.offsets), tuple(shard.tensor.shape)
+    offsets = tuple(shard.offsets)
+    sizes = tuple(shard.tensor.shape)
     count = 0
     for piece in opened.pieces(key, offsets, sizes):
         both = layouts.common(offsets, sizes, piece.offsets, piece.sizes)

@@ -302,6 +302,13 @@ def attempts() -> list[Any]:
             low=0,
             log=True,
         ),
+        *stops(),
+    ]
+
+
+def stops() -> list[object]:
+    """What a scheduler asks for and grants."""
+    return [
         lines(
             "Agreed stops",
             "As many as the scheduler wanted; each cost no step.",
