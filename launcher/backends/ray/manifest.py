@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import yaml
 
 from launchyard.errors import UserError
+from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.ray.kuberay import monitoring, pods
 from launchyard.launcher.backends.ray.kuberay.options import Kubernetes
 from launchyard.launcher.backends.ray.request import RayRequest, options_of, worker_python
+from launchyard.run import layout
 from launchyard.storage.damage import JsonObject
 
 if TYPE_CHECKING:
@@ -87,13 +89,13 @@ def _job(options: Kubernetes, cluster: Cluster, plan: Planned, launch: Launch) -
     name = object_name(plan.run_id)
     config = f"{name}-launchyard"
     python = worker_python(cluster, "python")
-    words = [python, "-P", "-m", _ENTRYPOINT, f"{pods.CONFIG_FOLDER}/recipe.yaml", f"{pods.CONFIG_FOLDER}/cluster.yaml"]
-    words.append(launch.run_url)
+    recipe = f"{pods.CONFIG_FOLDER}/{layout.RECIPE}"
+    words = [*python_argv(python), "-m", _ENTRYPOINT, recipe, f"{pods.CONFIG_FOLDER}/cluster.yaml", launch.run_url]
     if odd := [word for word in words if not _PLAIN.fullmatch(word)]:
         raise UserError(
             f"--output {JOB}: {odd[0]}: KubeRay hands it to shells, so plain letters only: [A-Za-z0-9_/:.@=+-]"
         )
-    yield _config(config, {"cluster.yaml": _cluster_file(cluster), "recipe.yaml": launch.recipe})
+    yield _config(config, {"cluster.yaml": _cluster_file(cluster), layout.RECIPE: launch.recipe})
     spec = {
         "entrypoint": " ".join(words),
         "shutdownAfterJobFinishes": True,

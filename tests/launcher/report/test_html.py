@@ -130,7 +130,7 @@ def test_the_page_tells_what_matters(tmp_path: Path) -> None:
 def test_drawings_are_xml_and_stay_inside(tmp_path: Path) -> None:
     text, _ = page_of(preempted_twice(tmp_path))
     drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawn) == 6, "loss, three small ones, causes, attempts"
+    assert len(drawn) == 7, "loss, the same for a phone, three small ones, causes, attempts"
     for svg in drawn:
         root = ElementTree.fromstring(svg)
         _, _, width, height = map(float, root.attrib["viewBox"].split())

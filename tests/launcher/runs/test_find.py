@@ -15,12 +15,12 @@ import pytest
 from launchyard.errors import UserError
 from launchyard.host.processes import started_at
 from launchyard.launcher.runs import registry
-from launchyard.launcher.runs import state as runs_state
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.registry import known_ids, new_run_id, register
 from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.submit.launch import check_free
+from launchyard.run import tail
 from launchyard.run.append import Appender
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -212,7 +212,7 @@ def test_last_row_of_a_long_run_reads_only_its_end(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     claim(run, 0, alive=True)
     rows(run, 0, range(1, 3001), start=0)
-    assert os.path.getsize(run.path("metrics/steps-0000.jsonl")) > 3 * runs_state._TAIL_BYTES
+    assert os.path.getsize(run.path("metrics/steps-0000.jsonl")) > 3 * tail._LAST_BYTES
     row = last_rows(run, [0])[-1]
     assert row is not None and row["step"] == 3000
     with open(run.path("metrics/steps-0000.jsonl"), "a") as file:

@@ -163,7 +163,7 @@ def test_the_machine_keeps_a_margin(made_up: MadeUp) -> None:
         (["--min-lr", "1", "--max-lr", "0.1"], "must be below"),
         (["train.nonsense=1"], "unknown key"),
         (["--memory", "much"], "is no size"),
-        (["train.device=mps"], "not supported"),
+        (["train.device=mps"], "the GPU of a Mac"),
         (["train.device=rocm"], "write cuda"),
     ],
 )
