@@ -89,7 +89,7 @@ test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fet
 	@$(BIN)/pytest -m 'monitoring or browser' $(ARGS)
 
 test-monitoring-sample: setup-dev ## Run a fair sample of them
-	@$(BIN)/pytest -m 'monitoring or browser' -k 'not stopped_rank and not wrong_is_found and not made_whole' $(ARGS)
+	@$(BIN)/pytest -m '(monitoring or browser) and not slow' -k 'not stopped_rank and not wrong_is_found and not made_whole' $(ARGS)
 
 test-chaos: setup-dev ## Kill and hinder runs some 500 times, at chosen instants (half an hour); SEEDS=7 or 0-3: only these
 	@$(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(if $(SEEDS),--seeds $(SEEDS),$(ALL_CHAOS)) $(ARGS)
