@@ -31,9 +31,10 @@ def went_on(run: OnSite, *, attempts: int = 2) -> None:
 
 
 def lost(run: OnSite, attempt: int = 0) -> int:
-    """Steps that an attempt made and the next one made again."""
+    """Steps that an attempt made and the next one that began made again."""
     reached = max((row["step"] for row in rows_of(run, attempt)), default=run.started(attempt))
-    return reached - run.started(attempt + 1)
+    starts = run.run.starts()
+    return reached - starts[min(number for number in starts if number > attempt)]
 
 
 def rows_of(run: OnSite, attempt: int) -> list[dict]:  # type: ignore[type-arg]
@@ -287,11 +288,12 @@ def test_a_node_that_freezes_and_wakes(which: int, place: Site, undisturbed: Run
     node = nodes_of(run)[which]
     began = time.monotonic()
     with run.cluster.frozen_node(node):
-        run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 200)
+        run.wait(lambda: run.run.attempts() != [0] and run.step(run.run.attempts()[-1]), 200)
         print(f"{time.monotonic() - began:.1f} s from the freeze to the first step again")
     record = run.outcome(seconds=160)
     assert record.outcome == "completed"
-    assert run.run.attempts() == [0, 1], run.looks()
+    # One more in vain where an agent is sought on the frozen node, or where its srun wakes and ends the new step 0.
+    assert len(run.run.attempts()) <= 3, run.looks()
     assert lost(run) <= LOSABLE
     run.nothing_left()
     same_training(run.run, undisturbed)

@@ -34,7 +34,6 @@ from launchyard.storage.shards import (
     LogEntry,
     Manifest,
     TensorEntry,
-    read_head,
     read_manifest,
     sealed,
 )
@@ -317,9 +316,8 @@ class Checkpointer:
     def _attempt_of(self, step: int) -> int | None:
         """The attempt that committed a step; None if it is unknown."""
         try:
-            head = read_head(self.run.path(self.run.checkpoint_dir(step)))
-            return None if head is None else head.attempt
-        except FileNotFoundError:
+            return read_manifest(self.run.path(self.run.checkpoint_dir(step))).attempt
+        except (FileNotFoundError, CorruptError):
             return None
 
     # -- clean ---------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-from launchyard.storage.errors import DamagedError, DeniedError
-from launchyard.storage.shards import MANIFEST, read_head
+from launchyard.storage.errors import CorruptError, DamagedError, DeniedError
+from launchyard.storage.shards import MANIFEST, read_head, read_manifest
 from launchyard.training.checkpoint.commit import check_owner
 from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.telemetry.events import OnEvent
@@ -127,19 +127,30 @@ class Cleaner:
 
     def _sweep_folder(self, folder: str) -> None:
         mine = layout.attempt_prefix(self._attempt)
-        entries = [name for name in self._run.listdir(folder) if name[: len(mine)] <= mine or name.endswith(".tmp")]
-        named = self._named(folder) if entries else set()
-        if named is not None:
-            for entry in set(entries) - named:
+        entries = {name for name in self._run.listdir(folder) if name[: len(mine)] <= mine or name.endswith(".tmp")}
+        if entries and not entries <= self._likely(folder):
+            named = self._named(folder)
+            if named is None:
+                return
+            for entry in entries - named:
                 self._run.remove(f"{folder}/{entry}")
-            remove_empty(self._run, folder)
+        remove_empty(self._run, folder)
 
-    def _named(self, folder: str) -> set[str] | None:
-        """Files that belong to a checkpoint: those of the ranks that committed it. None if its manifest is damaged."""
+    def _likely(self, folder: str) -> set[str]:
+        """Files of the ranks that have committed a checkpoint, by the beginning of its manifest: no seal is checked, so
+        nothing is removed for it."""
         try:
             head = read_head(self._run.path(folder))
         except FileNotFoundError:
             return set()
-        if head is None:
+        ranks = range(0 if head is None else head.world_size)
+        return {MANIFEST, *(layout.shard_file(head.attempt, rank) for rank in ranks if head is not None)}
+
+    def _named(self, folder: str) -> set[str] | None:
+        """Files that a checkpoint names; None if its manifest is damaged. Read by name: a listing may lag."""
+        try:
+            return {*read_manifest(self._run.path(folder)).files, MANIFEST}
+        except FileNotFoundError:
+            return set()
+        except CorruptError:
             return None
-        return {MANIFEST, *(layout.shard_file(head.attempt, rank) for rank in range(head.world_size))}

@@ -44,6 +44,8 @@ class Together:
         """
         if self._reference is None:
             self._reference = from_rank_zero(tuple(held), group=self._group)
+        else:  # rank 0 is here, so it cleans up no more: it would take what a rank writes for a leftover
+            from_rank_zero(None, group=self._group)
         parts = told_parts(held, dict(written), reference=self._reference)
         entry, error = _outcome(write)
         heard = to_rank_zero((entry, error, None if parts == self._told else parts), group=self._group)

@@ -29,7 +29,7 @@ from launchyard.launcher.agent.ownership import attempts_of
 from launchyard.launcher.agent.root_cause import LOST_PEER, NO_OUTCOME, find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
 from launchyard.launcher.backends.base import judge_job
-from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.launcher.backends.slurm.client import Controller, JobFacts
 from launchyard.launcher.backends.slurm.steps import AgentSteps
 from launchyard.run import layout
 from launchyard.run.layout import is_job_script
@@ -164,7 +164,10 @@ class Batch:
         record = self._run.outcome(job.attempt)
         self._signals.preempted |= self._time_is_over()
         if record is None or record.outcome == "failed":
-            self._signals.preempted |= self._slurm.job_facts(self._job_id).preempted  # told to the agents alone
+            seen = self._slurm.job_facts(self._job_id)
+            self._signals.preempted |= seen.preempted or self._is_put_back(
+                seen
+            )  # told to the agents alone, or to nobody
         unexplained = record is None or record.reason in (LOST_PEER, NO_OUTCOME)
         unstarted = ending.unstarted and code not in NOTICE_CODES
         if (ending.lost or unstarted) and unexplained and not (self._signals.preempted or self._is_cancelled()):
@@ -172,7 +175,7 @@ class Batch:
             facts: dict[str, Any] = {"attempt": job.attempt, "time": time.time()}
             facts["step"] = last_step(self._run, job.attempt)
             return self._record(OutcomeRecord(outcome="failed", reason=reason, message=message, **facts))
-        return record or self._compose(job.attempt, code)
+        return record or self._compose(job.attempt, code, unstarted=bool(ending.unstarted))
 
     def _is_cancelled(self) -> bool:
         request = self._run.stop_requested()
@@ -198,12 +201,12 @@ class Batch:
             return True
         return False
 
-    def _compose(self, attempt: int, code: int | None) -> OutcomeRecord:
+    def _compose(self, attempt: int, code: int | None, *, unstarted: bool) -> OutcomeRecord:
         """Composes the outcome of an attempt whose first agent is gone and left none."""
         facts: dict[str, Any] = {"attempt": attempt, "time": time.time(), "step": last_step(self._run, attempt)}
         if self._is_cancelled():
             return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
-        if code in NOTICE_CODES:
+        if code in NOTICE_CODES or (unstarted and self._signals.preempted):
             message = "the scheduler took the nodes before the agents had begun"
             return self._record(OutcomeRecord(outcome="stopped", reason="preempted", message=message, **facts))
         if self._signals.preempted:
@@ -253,8 +256,7 @@ class Batch:
     def _try_to_give_back(self) -> bool | None:
         """None: the controller does not answer."""
         seen = self._slurm.job_facts(self._job_id)
-        # One that SLURM itself is putting back has its restarts counted already, in any state.
-        if seen.state.startswith(QUEUED_STATES) or seen.restarts > self._restarts:
+        if self._is_put_back(seen):
             return True
         # One that ends while we are here, and has not been preempted, was ended by a person: scancel. Its time was not
         # over. One that PreemptMode=CANCEL ends can be put back like any other.
@@ -267,6 +269,10 @@ class Batch:
         if requeued is False:
             self._submit_again()
         return None if requeued is None else True
+
+    def _is_put_back(self, seen: JobFacts) -> bool:
+        """Is SLURM itself putting the job back, as after the loss of a node? It counts the restart at once."""
+        return seen.state.startswith(QUEUED_STATES) or seen.restarts > self._restarts
 
     def _submit_again(self) -> None:
         """Sends the same script as a new job, which is the run from now on: it goes on with what this one has done."""
