@@ -115,10 +115,10 @@ def test_a_suspended_run_is_neither_lost_nor_ended(slurm: FakeSlurm, place: Plac
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Shared by all nodes, with 16 MB."""
+    """Shared by all nodes, with 32 MB."""
     place = tmp_path / "shared"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)], capture_output=True)
     if done.returncode:
         pytest.skip("a small disk can be mounted by root only")
     yield place
