@@ -65,7 +65,7 @@ def _check_rows(sources: list[str], wanted: CorpusCheck, options: RowOptions) ->
     from launchyard.training.data.check.conversations import RowCheck, check_conversations
 
     of_rows = RowCheck(
-        options,
+        options=options,
         limit=wanted.seq_len,
         validation=wanted.validation,
         seed=wanted.seed,

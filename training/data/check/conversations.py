@@ -16,8 +16,8 @@ import xxhash
 
 from launchyard.training.data.check.findings import Alike, CorpusFindings, OccurrenceTally, RejectTally
 from launchyard.training.data.check.lengths import LengthTally
-from launchyard.training.data.check.repeats import EXACT_LIMIT, NEAR_LIMIT, CorpusPart, RepeatFinder
-from launchyard.training.data.check.text import SHINGLE_CHARS, limits_of, shingles_of, signs_of
+from launchyard.training.data.check.repeats import CorpusPart, RepeatFinder
+from launchyard.training.data.check.text import SHINGLE_CHARS, SourceCheck, limits_of, shingles_of, signs_of
 from launchyard.training.data.instruct.carriers import FaultyRowError, Record, find_files, read_records
 from launchyard.training.data.instruct.conversation import Conversation, Pair, Turn
 from launchyard.training.data.instruct.shapes import check_names, conversation_of, pair_of
@@ -30,18 +30,12 @@ if TYPE_CHECKING:
     from launchyard.training.data.instruct.render import Renderer
 
 
-@dataclass(frozen=True)
-class RowCheck:
-    """What to look for. `against`: more sources, which are held out; `limit`: of the tokens of a row."""
+@dataclass(frozen=True, kw_only=True)
+class RowCheck(SourceCheck):
+    """What to look for in conversations and pairs. `limit`: of the tokens of a row."""
 
     options: RowOptions
     limit: int | None = None
-    validation: float = 0.0
-    seed: int = 0
-    against: tuple[str, ...] = ()
-    near: bool = True
-    exact_limit: int = EXACT_LIMIT
-    near_limit: int = NEAR_LIMIT
 
 
 def check_conversations(

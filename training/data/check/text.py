@@ -38,18 +38,24 @@ _ANY_SIGN = re.compile(f"[{''.join(SIGNS.values())}]")
 LINES = 40  # bits of a place that hold the line
 
 
-@dataclass(frozen=True)
-class TextCheck:
-    """What to look for. `against`: more sources, which are held out; `seq_len`: a length not to be exceeded."""
+@dataclass(frozen=True, kw_only=True)
+class SourceCheck:
+    """What to look for in any source. `against`: more sources, which are held out."""
 
-    text_key: str = "text"
     validation: float = 0.0
     seed: int = 0
     against: tuple[str, ...] = ()
-    seq_len: int | None = None
     near: bool = True
     exact_limit: int = EXACT_LIMIT
     near_limit: int = NEAR_LIMIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCheck(SourceCheck):
+    """The same in text. `seq_len`: a length not to be exceeded."""
+
+    text_key: str = "text"
+    seq_len: int | None = None
 
 
 def check_text(

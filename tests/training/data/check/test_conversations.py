@@ -31,7 +31,7 @@ def asked(prompt: str, completion: str) -> dict[str, str]:
 
 def check(sources: list[str], *, tokenizer: str | None = None, kind: str = "instruct", **wanted: Any) -> CorpusFindings:
     options = RowOptions.model_validate({"kind": kind, "seq_len": SEQ_LEN, "style": "alpaca"})
-    return check_conversations(sources, RowCheck(options, **{"near": False, **wanted}), tokenizer=tokenizer)
+    return check_conversations(sources, RowCheck(options=options, **{"near": False, **wanted}), tokenizer=tokenizer)
 
 
 @settings(max_examples=15, deadline=None)
