@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.runs.why import explain
 from launchyard.run import layout
-from tests.launcher.notify.test_notify import Webhook
+from tests.launcher.notify.test_notify import Webhook, hooks, webhook
 from tests.monitoring.made import Made
 
+__all__ = ["hooks", "webhook"]
 URL_WITH_SECRET = "https://me:hush@store.example/run?token=hush"
 
 
@@ -36,24 +37,6 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paging, "LATER_SECONDS", 0.0)
     for name in ("AGAIN_SECONDS", "PAGING_SECONDS"):
         monkeypatch.setattr(f"launchyard.launcher.monitor.discovery.{name}", 0.0)
-
-
-@pytest.fixture
-def hooks() -> Iterator[Callable[..., Webhook]]:
-    made: list[Webhook] = []
-
-    def make(*answers: int) -> Webhook:
-        made.append(Webhook(*answers))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def webhook(hooks: Callable[..., Webhook]) -> Webhook:
-    return hooks()
 
 
 class Night:
