@@ -13,7 +13,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.errors import StoreError
 from launchyard.training.checkpoint.state import shards
-from tests.s3.runs import Remote
+from tests.s3.runs import EVERY, Remote
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer
 from tests.support.shell import Shell
@@ -49,7 +49,8 @@ def test_a_damaged_checkpoint(kind: str, at: float, remote: Remote, tmp_path: Pa
     assert started["step"] == steps[-2]
     remote.is_exact()
     damaged = [saved.step for saved in list_saved(remote.run, verify_all=True) if saved.faults]
-    assert damaged == [steps[-1]], "which stays for people to look at, and is not counted"
+    made_again = steps[-1] % EVERY == 0
+    assert damaged == ([] if made_again else [steps[-1]]), "it stays for people to look at, and is not counted"
 
 
 def test_a_damaged_chunk(remote: Remote, tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ class ShortRuns:
             finally:
                 os._exit(0)
         self.environments[pid] = dict(plan.environment)
+        alive = True
         while len(run.attempts()) == attempt:
-            assert started_at(pid) is not None
+            assert alive, "it ended before it owned the run"
+            alive = started_at(pid) is not None  # looked at before the attempts: it may claim one and end in between
             time.sleep(0.005)
         return run.job(attempt)
 
