@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -45,6 +46,8 @@ class FakeRay:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
+    _raylets: dict[int, socket.socket] = field(default_factory=dict)
+    _ports: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -67,13 +70,24 @@ class FakeRay:
         found = [
             {
                 "NodeID": f"{number:056x}", "Alive": number not in dead, "NodeManagerHostname": f"host{number}",
-                "NodeManagerAddress": f"127.0.0.{number + 1}",
+                "NodeManagerAddress": f"127.0.0.{number + 1}", "NodeManagerPort": self._raylet(number),
                 "Resources": {"CPU": cpus, "memory": 4.0 * GIB, **names[number]},
                 "Free": {"CPU": cpus if free is None else free, "memory": 4.0 * GIB, **names[number]},
             }
             for number in range(count)
         ]  # fmt: skip
         self._write("nodes.json", found)
+
+    def _raylet(self, number: int) -> int:
+        """The port where the raylet of a node listens."""
+        if number not in self._raylets:
+            self._raylets[number] = socket.create_server((f"127.0.0.{number + 1}", 0))
+            self._ports[number] = int(self._raylets[number].getsockname()[1])
+        return self._ports[number]
+
+    def lose_node(self, number: int) -> None:
+        """Nothing listens there any more; the Ray that knows the node has not noticed yet."""
+        self._raylets[number].close()
 
     def break_nodes(self, *numbers: int) -> None:
         """These nodes cannot make a runtime environment."""
@@ -107,6 +121,8 @@ class FakeRay:
 
     def close(self) -> None:
         self.away()
+        for raylet in self._raylets.values():
+            raylet.close()
         for job in self.jobs.values():
             if job.process is not None:
                 with contextlib.suppress(ProcessLookupError):

@@ -5,8 +5,11 @@ Knows no run. Everything of Ray's interface that is not public is used here: the
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,8 @@ SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already o
 WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
 A_BIT = 0.001  # of a resource that only names something
 CHOICE_SECONDS = 5.0  # for nodes that were free a moment ago; then others are chosen
+KNOCK_SECONDS = 1.0  # for a raylet's port to open; the kernel opens it, however busy the node is
+_KNOCKS = 16  # at a time
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,10 @@ def reserve_nodes(
             if not goes_on():
                 request.withdraw()
                 return None
-            if now - began > WAIT_REPORT_SECONDS and (reason := shortage(bundle, sizes, _others(avoid))) != reported:
+            if (
+                now - began > WAIT_REPORT_SECONDS
+                and (reason := shortage(bundle, sizes, other_nodes(avoid))) != reported
+            ):
                 on_wait(reason)
                 reported = reason
             if now > until:
@@ -213,19 +221,20 @@ def _living_nodes() -> list[RayNode]:
     ]
 
 
-def _others(avoid: Collection[str]) -> list[RayNode]:
+def other_nodes(avoid: Collection[str]) -> list[RayNode]:
+    """Every node that can be used but these."""
     return [node for node in cluster_nodes() if node.node_id not in avoid]
 
 
 def _free_nodes(bundle: dict[str, float], avoid: Collection[str]) -> list[RayNode]:
     """Those with GPUs that nobody asks for last."""
-    free = [node for node in _others(avoid) if _holds(node.free, bundle)]
+    free = [node for node in other_nodes(avoid) if _holds(node.free, bundle)]
     return sorted(free, key=lambda node: node.total.get("GPU", 0) > 0 and "GPU" not in bundle)
 
 
 def enough_without(avoid: Collection[str], bundle: dict[str, float], size: int) -> bool:
     """Returns True if so many nodes, busy or free, are large enough when these are left out."""
-    return sum(_holds(node.total, bundle) for node in _others(avoid)) >= size
+    return sum(_holds(node.total, bundle) for node in other_nodes(avoid)) >= size
 
 
 def draining() -> dict[str, int]:
@@ -251,19 +260,36 @@ def own_address() -> str:
 
 def has_room_for(bundle: dict[str, float], size: int, held: Collection[str], avoid: Collection[str]) -> bool:
     """Returns True if so many nodes could be had at once, with those that are held already."""
-    return sum(node.node_id in held or _holds(node.free, bundle) for node in _others(avoid)) >= size
+    return sum(node.node_id in held or _holds(node.free, bundle) for node in other_nodes(avoid)) >= size
 
 
 def lost_nodes(node_ids: list[str]) -> set[str]:
-    """Those of these nodes that are dead."""
+    """Those of these nodes that are dead: Ray says so, or nothing listens for it there any more.
+
+    Ray counts a node as alive until it has missed several looks at its health, for 15 to 20 seconds.
+    """
     import ray
 
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return set(node_ids) - alive
+    alive = {
+        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]
+    }
+    counted = [one for one in node_ids if one in alive]
+    with ThreadPoolExecutor(_KNOCKS) as pool:
+        gone = pool.map(is_refused, [alive[one] for one in counted])
+        return {*node_ids} - alive.keys() | {one for one, refused in zip(counted, gone, strict=True) if refused}
 
 
-def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode]) -> str:
-    """The resources asked for and those there are, in a sentence."""
+def is_refused(listener: tuple[str, int]) -> bool:
+    """Returns True if the process that listened there is gone, or its machine; False for one that only is silent."""
+    try:
+        socket.create_connection(listener, KNOCK_SECONDS).close()
+    except OSError as error:  # without an answer it may be cut off for a while: the beats of its agent tell that
+        return error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH)
+    return False
+
+
+def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode], held: Collection[str] = ()) -> str:
+    """The resources asked for and those there are, in a sentence. `held`: ids of nodes that we have already."""
     least = f" (or {sizes[-1]} at least)" if len(sizes) > 1 else ""
     asked = f"it needs {_nodes(sizes[0])}{least} with {_amounts(bundle)} each"
     fit = [node for node in nodes if _holds(node.total, bundle)]
@@ -271,8 +297,9 @@ def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode]) -
         largest = {name: max((node.total.get(name, 0) for node in nodes), default=0) for name in bundle}
         have = f"of {_nodes(len(nodes))} here {len(fit)} {'has' if len(fit) == 1 else 'have'} that much"
         return f"{asked}; {have} (at most {_amounts(largest)}): add nodes, or ask for less"
-    free = sum(_holds(node.free, bundle) for node in fit)
-    return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free"
+    free = sum(node.node_id in held or _holds(node.free, bundle) for node in fit)
+    ours = " or ours" if held else ""
+    return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free{ours}"
 
 
 def _holds(resources: Mapping[str, float], bundle: dict[str, float]) -> bool:
