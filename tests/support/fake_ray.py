@@ -47,7 +47,6 @@ class FakeRay:
     packages: dict[str, bytes] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
     _raylets: dict[int, socket.socket] = field(default_factory=dict)
-    _ports: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -82,12 +81,11 @@ class FakeRay:
         """The port where the raylet of a node listens."""
         if number not in self._raylets:
             self._raylets[number] = socket.create_server((f"127.0.0.{number + 1}", 0))
-            self._ports[number] = int(self._raylets[number].getsockname()[1])
-        return self._ports[number]
+        return int(self._raylets[number].getsockname()[1])
 
     def lose_node(self, number: int) -> None:
         """Nothing listens there any more; the Ray that knows the node has not noticed yet."""
-        self._raylets[number].close()
+        self._raylets.pop(number).close()
 
     def break_nodes(self, *numbers: int) -> None:
         """These nodes cannot make a runtime environment."""

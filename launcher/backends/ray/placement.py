@@ -49,6 +49,7 @@ class Reservation:
         self.nodes = nodes
         self.pinned = pinned
         self._bundles = [(group, index) for index in range(nodes)]
+        self._left: list[tuple[Any, int]] = []  # which Ray holds for us again once their nodes have come back
         self._groups = [group]
 
     def strategy(self, number: int) -> Any:
@@ -69,16 +70,35 @@ class Reservation:
 
     def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
         """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
-        free = _free_nodes(bundle, {*self.node_ids(), *avoid})
-        if not self.pinned or not free:
+        if not self.pinned:
             return False
+        unfit = {*self.node_ids(), *avoid}
+        new = self._come_back(unfit) or self._take(bundle, unfit)
+        if new is None:
+            return False
+        self._left.append(self._bundles[number])
+        self._bundles[number] = new
+        return True
+
+    def _come_back(self, unfit: Collection[str]) -> tuple[Any, int] | None:
+        """A bundle that was left, on a node that lives again."""
+        for one in self._left:
+            node = _nodes_of(one[0]).get(one[1])
+            if node is not None and node not in unfit and not lost_nodes([node]):
+                self._left.remove(one)
+                return one
+        return None
+
+    def _take(self, bundle: dict[str, float], unfit: Collection[str]) -> tuple[Any, int] | None:
+        free = _free_nodes(bundle, unfit)
+        if not free:
+            return None
         taken = _ask_for(bundle, free[:1])
         if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
             taken.give_back()
-            return False
+            return None
         self._groups += taken._groups
-        self._bundles[number] = taken._bundles[0]
-        return True
+        return taken._bundles[0]
 
     def give_back(self) -> None:
         from ray.util import remove_placement_group
