@@ -94,6 +94,11 @@ class FakeRay:
     def drain(self, number: int, seconds: float) -> None:
         self._write("drains.json", {f"{number:056x}": int((time.time() + seconds) * 1000)})
 
+    def given_back(self) -> list[int]:
+        """Nodes that were reserved and are not any more."""
+        path = self.folder / "given_back"
+        return [int(line, 16) for line in path.read_text().split()] if path.exists() else []
+
     def _write(self, name: str, value: Any) -> None:
         fresh = self.folder / f"{name}.new"
         fresh.write_text(json.dumps(value))

@@ -119,7 +119,8 @@ class InCluster:
             left = unfit | lost_nodes(held)
             if self._can_grow({*held} - left, left, than=len(held)):
                 return False
-            if all(agents.move(number, left) for number, node in enumerate(held) if node in left):
+            moved = [agents.move(number, left) for number, node in enumerate(held) if node in left]
+            if all(moved):
                 self._clear_wait()
                 return True
             stuck = not agents.reservation.pinned and unfit.intersection(held)

@@ -39,18 +39,16 @@ class RayNode:
 
 
 class Reservation:
-    """Bundles on different nodes, each in a placement group: at first all in one, later some in others.
+    """Bundles on different nodes, by number, each a placement group and the place in it.
 
-    `pinned`: each bundle is for one certain node, so Ray does not look for another one when that dies. A group can only
-    be given back as a whole, and with it goes what runs in it.
+    `pinned`: each is for one certain node, in a group of its own: Ray looks for no other node when that one dies, and
+    gets it back as soon as it is left. Else all are in one group, which Ray has placed.
     """
 
-    def __init__(self, group: Any, nodes: int, *, pinned: bool) -> None:
-        self.nodes = nodes
+    def __init__(self, bundles: list[tuple[Any, int]], *, pinned: bool) -> None:
+        self.nodes = len(bundles)
         self.pinned = pinned
-        self._bundles = [(group, index) for index in range(nodes)]
-        self._left: list[tuple[Any, int]] = []  # which Ray holds for us again once their nodes have come back
-        self._groups = [group]
+        self._bundles = dict(enumerate(bundles))  # without those that were left
 
     def strategy(self, number: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -61,50 +59,45 @@ class Reservation:
         )
 
     def node_ids(self) -> list[str]:
-        """By number; empty for one that Ray knows to be dead."""
-        return [_nodes_of(group).get(index, "") for group, index in self._bundles]
+        """By number; empty for one that was left, or that Ray knows to be dead."""
+        tables = {group: _nodes_of(group) for group in self._groups()}
+        found = {number: tables[group].get(index, "") for number, (group, index) in self._bundles.items()}
+        return [found.get(number, "") for number in range(self.nodes)]
 
     def is_there(self) -> bool:
         """Returns True once every bundle has got its node; asked at the beginning."""
-        return all(_is_there(group) for group in self._groups)
+        return all(_is_there(group) for group in self._groups())
 
-    def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
-        """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
-        if not self.pinned:
-            return False
-        unfit = {*self.node_ids(), *avoid}
-        new = self._come_back(unfit) or self._take(bundle, unfit)
-        if new is None:
-            return False
-        self._left.append(self._bundles[number])
-        self._bundles[number] = new
-        return True
+    def leave(self, number: int) -> None:
+        """Of the pinned ones: a node is given back. All that ran on it is ended."""
+        if number in self._bundles:
+            _remove(self._bundles.pop(number)[0])
 
-    def _come_back(self, unfit: Collection[str]) -> tuple[Any, int] | None:
-        """A bundle that was left, on a node that lives again."""
-        for one in self._left:
-            node = _nodes_of(one[0]).get(one[1])
-            if node is not None and node not in unfit and not lost_nodes([node]):
-                self._left.remove(one)
-                return one
-        return None
-
-    def _take(self, bundle: dict[str, float], unfit: Collection[str]) -> tuple[Any, int] | None:
-        free = _free_nodes(bundle, unfit)
+    def take(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
+        """A node in the place of one that was left, if one is free now."""
+        free = _free_nodes(bundle, {*self.node_ids(), *avoid})
         if not free:
-            return None
+            return False
         taken = _ask_for(bundle, free[:1])
         if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
             taken.give_back()
-            return None
-        self._groups += taken._groups
-        return taken._bundles[0]
+            return False
+        self._bundles[number] = taken._bundles[0]
+        return True
 
     def give_back(self) -> None:
-        from ray.util import remove_placement_group
+        for group in self._groups():
+            _remove(group)
 
-        for group in self._groups:
-            remove_placement_group(group)
+    def _groups(self) -> list[Any]:
+        """Each once."""
+        return list(dict.fromkeys(group for group, _ in self._bundles.values()))
+
+
+def _remove(group: object) -> None:
+    from ray.util import remove_placement_group
+
+    remove_placement_group(group)
 
 
 def _is_there(group: object) -> bool:
@@ -126,7 +119,7 @@ def _ask_for(bundle: dict[str, float], nodes: list[RayNode]) -> Reservation:
     from ray.util import placement_group
 
     bundles = [{**bundle, f"node:{node.address}": A_BIT} for node in nodes]
-    return Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), len(nodes), pinned=True)
+    return Reservation([(placement_group([one], strategy="STRICT_SPREAD"), 0) for one in bundles], pinned=True)
 
 
 def reserve_nodes(
@@ -213,7 +206,7 @@ class _Request:
             self._found = _ask_for(self._bundle, free[: self._size])
         elif not self._avoid:
             group = placement_group([dict(self._bundle) for _ in range(self._size)], strategy="STRICT_SPREAD")
-            self._found = Reservation(group, self._size, pinned=False)
+            self._found = Reservation([(group, index) for index in range(self._size)], pinned=False)
 
 
 # -- nodes ----------------------------------------------------------------------------------------------------------
