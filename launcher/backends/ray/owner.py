@@ -45,7 +45,7 @@ from launchyard.run.rundir import RunDir
 NEWS_SECONDS = 30.0  # at most, for Ray to learn of a node's death after that of its agent
 DRAIN_SECONDS = 1.0
 KEEP_SECONDS = 180.0  # for another node in the place of one, while the others do nothing; a pod is there by then
-KEEP_POLL_SECONDS = 0.5
+KEEP_POLL_SECONDS = 1.0
 ACCEPT_SECONDS = 60.0  # for the launcher to record that Ray has taken the job
 
 
