@@ -89,7 +89,7 @@ class Reservation:
         for group in self._groups():
             _remove(group)
 
-    def _groups(self) -> list[Any]:
+    def _groups(self) -> list[object]:
         """Each once."""
         return list(dict.fromkeys(group for group, _ in self._bundles.values()))
 
