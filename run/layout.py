@@ -383,7 +383,7 @@ ENTRIES = (
     Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
     Entry("job-ID.log", "scheduler (SLURM)", "all along", "Output of a job and its agents."),
     Entry(f"{JOB_CODE}/", "launcher", "at each submission, from a checkout", "The copy of launchyard that all attempts "
-          "of the job run; Ray gets a zip instead."),
+          "of the job run: links to one in the user's cache where they can be had. Ray gets a zip instead."),
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
     Entry(ACKNOWLEDGED, "`launch ack`", "when somebody knows of its end", "By whom, and which end: "
           "[Acknowledged](run-directory.md#acknowledged). No alert pages for that one any more."),

@@ -12,7 +12,6 @@ import time
 
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
 
 HEARTBEAT_SECONDS = {True: 5.0, False: 10.0}  # local run directory, remote one
 LEASE_SECONDS = 60.0
@@ -22,7 +21,7 @@ def heartbeat_age(run: RunDir, attempt: int) -> float:
     """Seconds since the owner of an attempt last beat, or claimed it, by the clock of where the run lies."""
     for name in (layout.heartbeat(attempt), layout.job(attempt)):
         with contextlib.suppress(FileNotFoundError):
-            return files.age(run.path(name))
+            return run.age(name)
     return float("inf")
 
 

@@ -75,6 +75,10 @@ class RunDir:
         """Sorted names inside a folder; empty if there is none."""
         return files.listdir(self.path(name))
 
+    def age(self, name: str) -> float:
+        """Seconds since a file was written, by the clock of where the run lies. FileNotFoundError without the file."""
+        return files.age(self.path(name))
+
     def read_bytes(self, name: str) -> bytes:
         """FileNotFoundError if there is none."""
         return files.read(self.path(name))

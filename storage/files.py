@@ -92,6 +92,14 @@ def listdir(path: str) -> list[str]:
         return []
 
 
+def list_ages(path: str) -> dict[str, float | None]:
+    """The names inside a folder with what `age` says of them, in one request.
+
+    None where only `age` itself can say: of folders, on a disk, and in stores other than S3.
+    """
+    return _store(path).list_ages(path) if is_remote(path) else dict.fromkeys(listdir(path))
+
+
 def read(path: str, start: int = 0, length: int | None = None) -> bytes:
     """Returns the content of a file from byte `start` on; fewer than `length` bytes if the file is shorter.
 

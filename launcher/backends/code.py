@@ -1,8 +1,12 @@
-"""The copy of the code that a job runs, unaffected by later changes to the checkout: a folder, or a zip."""
+"""The copy of the code that a job runs, unaffected by later changes to the checkout: a folder, or a zip.
+
+A copy has many small files, so one is kept in the user's cache for each state of the code, and runs have links to it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -10,10 +14,13 @@ import sys
 from pathlib import Path
 
 from launchyard.errors import UserError
-from launchyard.host.folders import job_folder, log_folder
+from launchyard.host.folders import job_folder, log_folder, user_cache_folder
 from launchyard.run import own_code
 from launchyard.run.layout import JOB_CODE
 from launchyard.run.rundir import RunDir
+
+KEPT = "code"  # in the user's cache
+KEPT_COPIES = 4  # the newest; a run whose copy is not among them any more has its files still
 
 
 def keep_code(run: RunDir) -> Path | None:
@@ -32,7 +39,7 @@ def keep_code(run: RunDir) -> Path | None:
     fresh, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.copytree(own_code.PACKAGE, fresh / own_code.PACKAGE.name, ignore=_of_other_pythons)
+        _link_code(fresh)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
         fresh.rename(folder)
@@ -43,6 +50,55 @@ def keep_code(run: RunDir) -> Path | None:
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
     return folder
+
+
+def _link_code(folder: Path) -> None:
+    """Fills a folder with links to the copy that is kept, or with a copy of its own where links cannot be had."""
+    name = own_code.PACKAGE.name
+    try:
+        shutil.copytree(_kept_copy() / name, folder / name, copy_function=os.link)
+    except OSError:  # another file system, or one without links; a cache that is full, or not ours to write
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(own_code.PACKAGE, folder / name, ignore=_of_other_pythons)
+
+
+def _kept_copy() -> Path:
+    """The copy of the present code in the user's cache, made if there is none that is whole."""
+    kept = user_cache_folder(KEPT)
+    folder = kept / _state_of_code()
+    if folder.is_dir():
+        if own_code.digest(folder) == own_code.digest():
+            os.utime(folder)
+            return folder
+        shutil.rmtree(folder)
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
+    try:
+        shutil.copytree(own_code.PACKAGE, fresh / own_code.PACKAGE.name, ignore=_of_other_pythons, copy_function=_lock)
+        fresh.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another launch was faster
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    for old in sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_COPIES]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _lock(source: str, target: str) -> None:
+    """Copies a file for all runs of this code: none may be written to in its place."""
+    shutil.copy2(source, target)
+    os.chmod(target, 0o444)
+
+
+def _state_of_code() -> str:
+    """The same as long as no file of the package changes, for one Python."""
+    found = hashlib.sha256(str(sys.implementation.cache_tag).encode())
+    for name, path in own_code.own_files():
+        facts = os.stat(path)
+        found.update(f"{name} {facts.st_size} {facts.st_mtime_ns} {path}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def drop_code(run: RunDir) -> None:

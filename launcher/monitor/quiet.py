@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from launchyard.launcher.runs.state import RunState
 from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.resources import WatchdogConfig
@@ -54,13 +53,13 @@ def _age(run: RunDir, folder: str, prefix: str) -> float:
     """Of the newest file that grows with this prefix; infinite without one."""
     names = sorted(name for name in run.listdir(folder) if layout.is_grown(name, prefix))
     with contextlib.suppress(FileNotFoundError):
-        return files.age(run.path(folder, names[-1])) if names else float("inf")
+        return run.age(f"{folder}/{names[-1]}") if names else float("inf")
     return float("inf")
 
 
 def _claim_age(run: RunDir, attempt: int) -> float:
     with contextlib.suppress(FileNotFoundError):
-        return files.age(run.path(layout.job(attempt)))
+        return run.age(layout.job(attempt))
     return float("inf")
 
 

@@ -13,7 +13,6 @@ from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.run import layout
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
 
 RESULTS = ("completed", "stopped", "preempted", "failed", "nonfinite", "hung", "lost")
 _FAILURES = {"non-finite": "nonfinite", "hung": "hung"}  # reasons of a failed attempt that have a result of their own
@@ -54,8 +53,6 @@ def _came_late(run: RunDir, record: OutcomeRecord, following: int) -> bool:
     if record.time <= run.job(following).created:
         return False
     with contextlib.suppress(FileNotFoundError):
-        written, claimed = (
-            files.age(run.path(name)) for name in (layout.outcome(record.attempt), layout.job(following))
-        )
+        written, claimed = (run.age(name) for name in (layout.outcome(record.attempt), layout.job(following)))
         return written < claimed
     return False

@@ -59,6 +59,10 @@ class FsspecStore:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name != self._inner(path)})
 
+    def list_ages(self, path: str) -> dict[str, float | None]:
+        """Without ages: a listing does not say what time it is there."""
+        return dict.fromkeys(self.listdir(path))
+
     def read(self, path: str, start: int, length: int | None) -> bytes:
         end = None if length is None else start + length
         if end == start:  # a range that HTTP cannot name

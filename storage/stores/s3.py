@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -156,20 +157,23 @@ class S3Store:
     def age(self, path: str) -> float:
         """By the store's clock: its time of the response less its time of the last write."""
         response = self._head(path)
-        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return float((now - response["LastModified"]).total_seconds())
+        return _age_in(response, response["LastModified"])
 
     def listdir(self, path: str) -> list[str]:
+        return sorted(self.list_ages(path))
+
+    def list_ages(self, path: str) -> dict[str, float | None]:
+        """As `age` has them, at the time of the listing; None for a folder."""
         prefix = f"{split(path)[1]}/".lstrip("/")
-        names: set[str] = set()
+        ages: dict[str, float | None] = {}
         more: dict[str, Any] = {}
         while True:
             page = self.attempt("list", "list_objects_v2", path, Prefix=prefix, Delimiter="/", **more)
-            found = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
-            found += [entry["Key"] for entry in page.get("Contents", [])]
-            names.update(name[len(prefix) :].rstrip("/") for name in found)
+            found = {entry["Prefix"]: None for entry in page.get("CommonPrefixes", [])}
+            found |= {entry["Key"]: _age_in(page, entry["LastModified"]) for entry in page.get("Contents", [])}
+            ages |= {name[len(prefix) :].rstrip("/"): age for name, age in found.items() if name != prefix}
             if not page.get("IsTruncated"):
-                return sorted(names - {""})
+                return ages
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def read(self, path: str, start: int, length: int | None) -> bytes:
@@ -376,3 +380,9 @@ def _length_of(response: dict[str, Any]) -> int:
     """Returns the number of bytes in the body of a response."""
     first, _, last = str(response.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
     return int(last) - int(first) + 1 if last else int(response["ContentLength"])
+
+
+def _age_in(response: dict[str, Any], written: datetime) -> float:
+    """Seconds from a write to a response, both by the store's clock."""
+    now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - written).total_seconds())

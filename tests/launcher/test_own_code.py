@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 import yaml
 
 from launchyard.errors import NothingRunsError
+from launchyard.host.folders import user_cache_folder
 from launchyard.host.processes import descendants, end_all, end_marked, python_environment
+from launchyard.launcher.backends import code
 from launchyard.launcher.backends.code import keep_code
 from launchyard.launcher.backends.local import backend, owner
 from launchyard.launcher.submit.code import CodeSnapshot, record_again, take_snapshot
@@ -172,6 +176,39 @@ def test_the_copy_is_the_code(tmp_path: Path) -> None:
     (folder / "launchyard/launcher/agent/node.py").write_text("an old version")
     assert keep_code(run) == folder and digest(folder) == digest()
     assert not [path for path in folder.parent.iterdir() if path.name.startswith("code.") and path.is_dir()]
+
+
+def test_runs_of_the_same_code_share_its_files_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = keep_code(RunDir(str(tmp_path / "1"))), keep_code(RunDir(str(tmp_path / "2")))
+    assert one is not None and two is not None
+    names = [name for name, _ in own_code.own_files(one)]
+    assert names == [name for name, _ in own_code.own_files()] == [name for name, _ in own_code.own_files(two)]
+    assert all((one / name).samefile(two / name) for name in names)
+    shutil.rmtree(one)
+    assert digest(two) == digest()
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+
+    monkeypatch.setattr(os, "link", refuse)
+    three = keep_code(RunDir(str(tmp_path / "3")))
+    assert three is not None and digest(three) == digest()
+    assert not (three / names[0]).samefile(two / names[0])
+
+
+def test_few_copies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(code, "KEPT_COPIES", 2)
+    states = [f"{number:016x}" for number in range(3)]
+    folders = []
+    for number, state in enumerate(states):
+        monkeypatch.setattr(code, "_state_of_code", partial(str, state))
+        folders.append(keep_code(RunDir(str(tmp_path / str(number)))))
+        os.utime(user_cache_folder(code.KEPT, state), (number, number))
+    assert {path.name for path in user_cache_folder(code.KEPT).iterdir()} == set(states[-code.KEPT_COPIES :])
+    assert folders[0] is not None and digest(folders[0]) == digest(), "a run keeps what it has"
 
 
 def test_an_installed_package_leaves_no_older_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,23 @@ def test_requests_do_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, o
     assert [requests(run, monkeypatch) for run in made] == [limit] * len(sizes)
 
 
+def test_a_listing_that_tells_ages_spares_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of S3 does: the age of the heartbeat goes on with time, and is asked of nobody."""
+    run = make_run(tmp_path / "run", over=False)
+    old = dict.fromkeys(in_store(run).listdir(layout.attempt_folder(1)), 70.0)
+    listed = FsspecStore.list_ages
+    monkeypatch.setattr(
+        FsspecStore, "list_ages", lambda self, path: old if path.endswith("0001") else listed(self, path)
+    )
+    monkeypatch.setattr(FsspecStore, "age", None)
+    look = look_at(in_store(run))
+    look.listdir(layout.attempt_folder(1))
+    assert 70.0 <= look.age(layout.heartbeat(1)) < 100.0
+    with pytest.raises(FileNotFoundError):
+        look.age(layout.outcome(1))
+    assert state_of(look_at(in_store(run))).state == "lost"
+
+
 def rewound(run: RunDir) -> None:
     told = [{"event": events.STARTED, "step": 3, "time": 1.0}, {"event": events.SAVED, "step": 6, "time": 1.0}]
     lines(run, layout.events(1), 0, *told, {"event": events.REWOUND, "step": 4, "time": 2.0})

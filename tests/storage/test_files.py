@@ -65,6 +65,9 @@ def test_what_is_written_is_there(place: str) -> None:
     assert files.exists(f"{place}/deep/er/file") and files.exists(f"{place}/deep")
     assert not files.exists(f"{place}/dee") and not files.exists(f"{place}/deep/er/file2")
     assert -1 <= files.age(f"{place}/deep/er/file") < 30
+    listed = files.list_ages(f"{place}/deep/er")
+    assert list(listed) == ["file"] and (listed["file"] is None or -1 <= listed["file"] < 30)
+    assert files.list_ages(f"{place}/deep") == {"er": None} and not files.list_ages(f"{place}/none")
 
 
 def test_what_is_not_there_is_said_and_removing_it_is_fine(place: str) -> None:

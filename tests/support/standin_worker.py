@@ -4,6 +4,7 @@ LAUNCHYARD_STANDIN holds JSON: steps, step_seconds, and at which step of which a
 Rank 0 works; the other ranks wait for it.
 """
 
+import gc
 import json
 import os
 import signal
@@ -31,7 +32,8 @@ def main() -> int:
     os.dup2(log, 2)
     print(f"hello from rank {world.rank}", flush=True)
     assert world.scratch is not None
-    run.write_json(f"{folder}/pids/rank-{world.rank}.json", {"pid": os.getpid()})
+    collector = {"collects": gc.isenabled(), "settled": gc.get_freeze_count() > 0}
+    run.write_json(f"{folder}/pids/rank-{world.rank}.json", {"pid": os.getpid(), **collector})
     if world.rank != 0:
         while not os.path.exists(os.path.join(world.scratch, "done")):
             time.sleep(0.02)

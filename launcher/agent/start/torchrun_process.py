@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import NoReturn, Protocol, cast
 
+from launchyard.host.collector import uncollected
 from launchyard.host.environment import SERVER, set_variables, variable
 from launchyard.host.processes import name_worker
 from launchyard.launcher.agent.start.ranks import register_backend
@@ -35,6 +36,7 @@ _START = [
 ]
 _FIRST = "launchyard.training.imports.first"
 _LATER = "launchyard.training.imports.later"
+_LAST = "launchyard.launcher.agent.start.settled"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Assignment:
 def main(argv: Sequence[str]) -> None:
     stands_by = argv[1:2] == [STANDBY]
     start_server(argv[2] if stands_by else worker_module(argv), everything=stands_by)
-    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at the first attempt
-    from torch.distributed.launcher.api import elastic_launch
-    from torch.distributed.run import config_from_args, parse_args
+    with uncollected(lasting=True):
+        from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at an attempt
+        from torch.distributed.launcher.api import elastic_launch
+        from torch.distributed.run import config_from_args, parse_args
 
     given = read_assignment() if stands_by else Assignment(list(argv[1:]))
     print_to(given.log)
@@ -83,7 +86,7 @@ def worker_module(argv: Sequence[str]) -> str:
 def start_server(module: str, *, everything: bool) -> None:
     """Starts the server in a process of its own, which imports while this one does. Only our own worker is known."""
     ours = [_FIRST, *([_LATER] if everything else [])] if module == WORKER else []
-    multiprocessing.set_forkserver_preload([*_START, *ours])
+    multiprocessing.set_forkserver_preload([*_START, *ours, _LAST])
     tempfile.tempdir = variable(SERVER)
     forkserver.ensure_running()
     tempfile.tempdir = None  # as elsewhere
@@ -178,6 +181,7 @@ def end_now(code: int) -> NoReturn:
 
 def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
     """In the forked process: runs `module` as `python -m` would, and ends it at once, whatever its threads do."""
+    gc.enable()  # the server had it off
     print_to(log)
     set_variables(env)
     name_worker(int(variable("RANK") or 0))

@@ -6,9 +6,12 @@ What begins, claims or resumes asks the run directory itself (run/rundir.py): th
 
 from __future__ import annotations
 
+import time
+
 from launchyard.run import layout
 from launchyard.run.events import FINISHED, REWOUND, SAVED
 from launchyard.run.rundir import RunDir
+from launchyard.storage import files
 from launchyard.storage.damage import JsonObject
 
 
@@ -23,12 +26,21 @@ class Look(RunDir):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._listed: dict[str, list[str]] = {}
+        self._born: dict[str, float] = {}  # of files in folders that were listed, by the monotonic clock
         self._found: dict[str, bytes | None] = {}
 
     def listdir(self, name: str) -> list[str]:
         if name not in self._listed:
-            self._listed[name] = super().listdir(name) if self._may_exist(name) else []
+            ages = files.list_ages(self.path(name)) if self._may_exist(name) else {}
+            now = time.monotonic()
+            self._born |= {f"{name}/{base}".lstrip("/"): now - age for base, age in ages.items() if age is not None}
+            self._listed[name] = sorted(ages)
         return self._listed[name]
+
+    def age(self, name: str) -> float:
+        if not self._may_exist(name):
+            raise FileNotFoundError(2, "No such file", self.path(name))
+        return time.monotonic() - self._born[name] if name in self._born else super().age(name)
 
     def exists(self, name: str) -> bool:
         folder, _, base = name.rpartition("/")

@@ -63,7 +63,11 @@ def test_the_next_attempt_goes_to_the_torchrun_that_stood_by(run: RunDir, capfd:
     assert "attempt 1 begins with the torchrun that stood by" in capfd.readouterr().err
     assert not os.path.exists(f"/proc/{waiting}"), "it was used"
     assert {row["attempt"] for row in run.rows("steps") if row["step"] > 40} == {1}
-    assert "hello from rank 1" in Path(run.path("attempts/0001/logs/rank-00001.log")).read_text()
+    for number in (0, 1):
+        said = Path(run.path(f"attempts/{number:04d}/logs/rank-00001.log")).read_text()
+        assert "hello from rank 1" in said
+        found = run.read_json(f"attempts/{number:04d}/pids/rank-1.json")
+        assert found["collects"] and found["settled"], "what the server imported is not looked through again"
     assert not marked(run.url)
 
 

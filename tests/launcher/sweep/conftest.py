@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launchyard.host.processes import started_at
+from launchyard.host.processes import started_at, wait_until
 from launchyard.launcher.backends.base import refuse_if_alive
 from launchyard.launcher.backends.local import backend
 from launchyard.run.append import Appender
@@ -25,11 +25,14 @@ FAILS = "fails"  # a file beside the recipe with the run ids, one a line, that f
 
 
 class ShortRuns:
-    """In place of the local backend: each run is a process that owns it, makes two steps and ends."""
+    """In place of the local backend: each run is a process that owns it, makes two steps and ends.
 
-    def __init__(self, folder: Path, seconds: float = 0.2) -> None:
+    `company`: the first one ends only once the second has begun.
+    """
+
+    def __init__(self, folder: Path, *, company: bool = False) -> None:
         self.folder = folder
-        self.seconds = seconds
+        self.company = company
         self.environments: dict[int, dict[str, str]] = {}  # by process
 
     def submit(self, run: RunDir, plan: Any, overrides: dict[str, Any]) -> Job:
@@ -57,7 +60,10 @@ class ShortRuns:
                 overrides=overrides,
             )
         )  # fmt: skip
-        time.sleep(self.seconds)
+        time.sleep(0.2)
+        if self.company and run.url.endswith("-1"):
+            second = RunDir(f"{run.url[:-1]}2")
+            assert wait_until(lambda: bool(second.attempts()), seconds=60)
         fails = run_id in (self.folder / FAILS).read_text().split()
         rows = Appender(run, f"metrics/steps-{attempt:04d}")
         checks = Appender(run, f"metrics/validation-{attempt:04d}")

@@ -112,7 +112,10 @@ def test_a_point_is_planned_as_the_recipe_alone(here: Place) -> None:
 
 # -- on this machine ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_points_run_in_their_order_and_so_many_at_a_time(at_once: int, here: Place) -> None:
+def test_points_run_in_their_order_and_so_many_at_a_time(
+    at_once: int, here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "submit", ShortRuns(here.here, company=at_once > 1).submit)
     said = sweep(here, *AXES, "--at-once", str(at_once))
     found = newest()
     spans = [(run.job(0).created, run.outcome().time) for run in runs(found)]  # type: ignore[union-attr]
@@ -196,7 +199,7 @@ def test_runs_at_once_have_gpus_of_their_own(here: Place, monkeypatch: pytest.Mo
     gpus = tuple(Gpu(name="x", memory=80 * 10**9, capability=(9, 0)) for _ in range(4))
     host = HostFacts(cpus=8, memory=64 * 10**9, gpus=gpus, python=sys.executable)
     monkeypatch.setattr(launch, "probe_hardware", lambda *_: host)
-    short = ShortRuns(here.here)
+    short = ShortRuns(here.here, company=True)
     monkeypatch.setattr(backend, "submit", short.submit)
     monkeypatch.setattr(submit, "variable_of", lambda pid, name: short.environments[pid].get(name))
     words = ("train.device=cuda", "train.global_batch_size=12")
