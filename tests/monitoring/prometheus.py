@@ -87,10 +87,11 @@ class Watching:
             )
 
     def scrape_runs(self, on: bool) -> None:
-        """Whether the configuration has the job of the runs' workers; it is read anew."""
+        """Off: by a relabelling that drops all workers. The configuration is read anew."""
         config = yaml.safe_load(self._whole)
         if not on:
-            config["scrape_configs"] = [one for one in config["scrape_configs"] if one["job_name"] != "launchyard"]
+            (runs,) = [one for one in config["scrape_configs"] if one["job_name"] == "launchyard"]
+            runs["relabel_configs"] = [*runs.get("relabel_configs", []), {"action": "drop", "regex": ".*"}]
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.processes["prometheus"].send_signal(signal.SIGHUP)
 

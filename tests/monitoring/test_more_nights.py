@@ -203,7 +203,7 @@ def slow_things(live: Live, shift: Shift) -> None:
 
 
 def one_who_watches_is_away(live: Live, shift: Shift) -> None:
-    """A worker's address is lost, Prometheus is configured without the runs, the monitor is stopped."""
+    """A worker's address is lost, Prometheus is configured to drop them all, the monitor is stopped."""
     prometheus = shift.prometheus
     target = Path(live.run.path("attempts/0000/targets/00001.json"))
     kept = target.read_bytes()
