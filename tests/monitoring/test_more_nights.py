@@ -49,7 +49,7 @@ SECONDS = {
 ALWAYS = {"Watchdog"}
 STARTS = ("DiscoveryEmpty", "RunDown")  # to leave a job and start the next takes longer than two seconds
 # May come at any moment on a machine with other work to do.
-WEATHER = {"ThroughputDrop", "LowMFU", "Straggler", "DataStarved"}
+WEATHER = frozenset({"ThroughputDrop", "LowMFU", "Straggler", "DataStarved"})
 # A local run has a notice of ten minutes; so much of it is 3.6 s.
 HASTE = {"0.8 * launcher_run_notice_seconds": "0.006 * launcher_run_notice_seconds"}
 QUIET_SECONDS = 3.0
@@ -98,9 +98,10 @@ def on_step(row):
 
 @dataclass
 class Shift:
-    """Somebody who watches the alerts."""
+    """Somebody who watches the alerts, but for those that a test is not about."""
 
     prometheus: Watching
+    ignored: frozenset[str] = frozenset()
 
     def silent(self, seconds: float = 120.0, *, but: tuple[str, ...] = ()) -> None:
         """For some seconds on end, but for these."""
@@ -108,7 +109,7 @@ class Shift:
 
         def quiet() -> bool:
             nonlocal since
-            if self.prometheus.firing() - {*but} != ALWAYS:
+            if self.prometheus.firing() - {*but} - self.ignored != ALWAYS:
                 since = time.monotonic()
             return time.monotonic() - since > QUIET_SECONDS
 
@@ -244,6 +245,7 @@ def in_a_store(root: Path, bucket: Bucket) -> Live:
         checkpoint={"every_steps": 60, "keep": 2},
         resources={"nproc_per_node": 1, "max_failures": 2},
         validation={"every_steps": 100_000},
+        metrics={},
     )
     live.run = RunDir(f"{bucket.url}/runs/night")
     return live
@@ -256,7 +258,7 @@ def test_a_store_that_fails(tmp_path: Path, prometheus: str, s3: Bucket) -> None
     with FaultProxy(s3.server.port) as workers, FaultProxy(s3.server.port) as watchers:
         env = {**live.shell.env, **s3.through(watchers.endpoint).environment}
         with watching(tmp_path / "prometheus", prometheus, env, fast=SECONDS | HASTE) as found:
-            shift = Shift(found)
+            shift = Shift(found, WEATHER)
             try:
                 no_data = workers.fault(Answer(503), CHUNKS)
                 live.launch(**s3.through(workers.endpoint).environment)
@@ -324,6 +326,7 @@ def on_slurm(root: Path, slurm: FakeSlurm) -> Live:
         checkpoint={"every_steps": 100_000},
         resources={"nproc_per_node": 1, "max_failures": 2},
         validation={"every_steps": 100_000},
+        metrics={},
     )
     (live.shell.here / "own.py").write_text(HANGS.format(here=str(live.shell.here)))
     write_cluster(live.shell, slurm)
@@ -352,7 +355,7 @@ def test_a_queue_and_a_time_limit(tmp_path: Path, prometheus: str, slurm: FakeSl
     slurm.limit(LIMIT)
     live = on_slurm(tmp_path, slurm)
     with watching(tmp_path / "prometheus", prometheus, live.shell.env, fast=SECONDS) as found:
-        shift = Shift(found)
+        shift = Shift(found, WEATHER)
         try:
             words = ("seen.yaml", "--cluster", "site", "--run-url", live.run.url, "--detach")
             done = live.shell(*words, timeout=120)
