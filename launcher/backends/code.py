@@ -19,7 +19,7 @@ from launchyard.run import own_code
 from launchyard.run.layout import JOB_CODE
 from launchyard.run.rundir import RunDir
 
-KEPT = "code"  # in the user's cache
+KEPT_CODE = "code"  # in the user's cache
 KEPT_COPIES = 4  # the newest; a run whose copy is not among them any more has its files still
 
 
@@ -64,7 +64,7 @@ def _link_code(folder: Path) -> None:
 
 def _kept_copy() -> Path:
     """The copy of the present code in the user's cache, made if there is none that is whole."""
-    kept = user_cache_folder(KEPT)
+    kept = user_cache_folder(KEPT_CODE)
     folder = kept / _state_of_code()
     if folder.is_dir():
         if own_code.digest(folder) == own_code.digest():

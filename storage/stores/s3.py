@@ -157,7 +157,7 @@ class S3Store:
     def age(self, path: str) -> float:
         """By the store's clock: its time of the response less its time of the last write."""
         response = self._head(path)
-        return _age_in(response, response["LastModified"])
+        return _age_at(response["ResponseMetadata"]["HTTPHeaders"]["date"], response["LastModified"])
 
     def listdir(self, path: str) -> list[str]:
         return sorted(self.list_ages(path))
@@ -170,7 +170,8 @@ class S3Store:
         while True:
             page = self.attempt("list", "list_objects_v2", path, Prefix=prefix, Delimiter="/", **more)
             found = {entry["Prefix"]: None for entry in page.get("CommonPrefixes", [])}
-            found |= {entry["Key"]: _age_in(page, entry["LastModified"]) for entry in page.get("Contents", [])}
+            date = page["ResponseMetadata"]["HTTPHeaders"]["date"]
+            found |= {entry["Key"]: _age_at(date, entry["LastModified"]) for entry in page.get("Contents", [])}
             ages |= {name[len(prefix) :].rstrip("/"): age for name, age in found.items() if name != prefix}
             if not page.get("IsTruncated"):
                 return ages
@@ -382,7 +383,6 @@ def _length_of(response: dict[str, Any]) -> int:
     return int(last) - int(first) + 1 if last else int(response["ContentLength"])
 
 
-def _age_in(response: dict[str, Any], written: datetime) -> float:
-    """Seconds from a write to a response, both by the store's clock."""
-    now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return float((now - written).total_seconds())
+def _age_at(date: str, written: datetime) -> float:
+    """Seconds from a write to a response of that date, both by the store's clock."""
+    return float((parsedate_to_datetime(date) - written).total_seconds())

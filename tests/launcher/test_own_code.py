@@ -206,8 +206,8 @@ def test_few_copies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for number, state in enumerate(states):
         monkeypatch.setattr(code, "_state_of_code", partial(str, state))
         folders.append(keep_code(RunDir(str(tmp_path / str(number)))))
-        os.utime(user_cache_folder(code.KEPT, state), (number, number))
-    assert {path.name for path in user_cache_folder(code.KEPT).iterdir()} == set(states[-code.KEPT_COPIES :])
+        os.utime(user_cache_folder(code.KEPT_CODE, state), (number, number))
+    assert {path.name for path in user_cache_folder(code.KEPT_CODE).iterdir()} == set(states[-code.KEPT_COPIES :])
     assert folders[0] is not None and digest(folders[0]) == digest(), "a run keeps what it has"
 
 
