@@ -3,13 +3,14 @@
 A checkpoint exists once it has a manifest. It counts unless it is of another run, or an attempt after the one that
 committed it went on from an earlier step: its commit came late, it was damaged, or somebody went back on purpose.
 Light, and cheap for any size of model: of a manifest only the first bytes are read, newest first, and of the attempts
-only the later ones.
+only the later ones. But none is passed over by bytes whose seal nobody has checked: a bit that flips on the way would
+cost the run all that it has done.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from launchyard.run.rows import judged_value
 from launchyard.run.rundir import RunDir
 from launchyard.storage.at_once import at_once
 from launchyard.storage.errors import DamagedError
-from launchyard.storage.shards import ManifestHead, read_head
+from launchyard.storage.shards import ManifestHead, read_checked_head, read_head
 
 
 class RunCheckpoints:
@@ -30,6 +31,7 @@ class RunCheckpoints:
         self._run = run
         self._events: dict[int, list[dict[str, Any]]] = {}
         self._heads: dict[int, ManifestHead | None] = {}
+        self._checked: set[int] = set()  # of these the seal was
         self._starts: dict[int, int | None] = {}
 
     def newest(self) -> int | None:
@@ -72,10 +74,26 @@ class RunCheckpoints:
 
     def late(self, step: int) -> str:
         """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
+        return self._checked_verdict(self._judge, step)
+
+    def foreign(self, step: int) -> str:
+        """`is of another run, NAME`, if a checkpoint says so; empty if not. FileNotFoundError if it does not exist."""
+        return self._checked_verdict(self._judge_run, step)
+
+    def _checked_verdict(self, judge: Callable[[int], str], step: int) -> str:
+        """What is held against a checkpoint, by a manifest that is whole; empty if nothing is."""
+        verdict = judge(step)
+        if not verdict or step in self._checked:
+            return verdict
+        self._checked.add(step)
+        self._heads[step] = read_checked_head(self._run.path(self._run.checkpoint_dir(step)))
+        return judge(step)
+
+    def _judge(self, step: int) -> str:
         head = self._head(step)
         if head is None:  # damaged: loading it raises
             return ""
-        if other := self.foreign(step):
+        if other := self._judge_run(step):
             return other
         attempt = head.attempt
         for rollback in self._rollbacks:
@@ -126,8 +144,7 @@ class RunCheckpoints:
             self._events[attempt] = self._run.events(attempt)
         return self._events[attempt]
 
-    def foreign(self, step: int) -> str:
-        """`is of another run, NAME`, if a checkpoint says so; empty if not. FileNotFoundError if it does not exist."""
+    def _judge_run(self, step: int) -> str:
         head = self._head(step)
         if head is None or not self._run_id or head.run_id in ("", self._run_id):
             return ""

@@ -180,6 +180,15 @@ def read_head(folder: str) -> ManifestHead | None:
     return ManifestHead(int(found[1]), (found[2] or b"").decode(), int(found[3]), found[4].decode())
 
 
+def read_checked_head(folder: str) -> ManifestHead | None:
+    """The same of the whole manifest, whose seal is checked; None if it is damaged."""
+    try:
+        whole = read_manifest(folder)
+    except CorruptError:
+        return None
+    return ManifestHead(whole.attempt, whole.run_id, whole.world_size, whole.kind)
+
+
 def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:
     """Returns the value of `action`, called again after a CorruptError if its bytes came over a network."""
     for tries_left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):

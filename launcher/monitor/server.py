@@ -10,6 +10,7 @@ that is slow holds up a scrape. Runs are found by launcher/monitor/discovery.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -181,8 +182,9 @@ def make_server(monitor: Monitor, *, host: str, port: int) -> ThreadingHTTPServe
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # it waited no longer
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ class Watching:
         """`fast`: what is replaced in the rules. `webhook`: where the monitor pages besides."""
         self.folder = folder
         folder.mkdir(parents=True)
-        self._processes: list[subprocess.Popen[Any]] = []
+        self.processes: dict[str, subprocess.Popen[Any]] = {}  # monitor, prometheus
         self.ports = {"monitor": free_port(), "prometheus": free_port()}
         words = [
             "monitor",
@@ -51,7 +52,8 @@ class Watching:
         ]
         self._start("monitor", [sys.executable, "-m", "launchyard", *words], env)
         config = folder / "prometheus.yml"
-        config.write_text(self._config(fast or {}))
+        self._whole = self._config(fast or {})
+        config.write_text(self._whole)
         self._start(
             "prometheus",
             [
@@ -80,14 +82,21 @@ class Watching:
 
     def _start(self, name: str, argv: list[str], env: dict[str, str]) -> None:
         with open(self.folder / f"{name}.log", "wb") as log:
-            self._processes.append(
-                subprocess.Popen(
-                    argv, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-                )
+            self.processes[name] = subprocess.Popen(
+                argv, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
 
+    def scrape_runs(self, on: bool) -> None:
+        """Off: by a relabelling that drops all workers. The configuration is read anew."""
+        config = yaml.safe_load(self._whole)
+        if not on:
+            (runs,) = [one for one in config["scrape_configs"] if one["job_name"] == "launchyard"]
+            runs["relabel_configs"] = [*runs.get("relabel_configs", []), {"action": "drop", "regex": ".*"}]
+        (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self.processes["prometheus"].send_signal(signal.SIGHUP)
+
     def close(self) -> None:
-        for process in self._processes:
+        for process in self.processes.values():
             end_child(process)
 
     # -- asking --------------------------------------------------------------------------------------------------------

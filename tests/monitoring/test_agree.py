@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -132,6 +133,29 @@ def test_every_alert_has_a_case_and_a_counter_case() -> None:
         assert any(case.startswith(f"{name} fires: ") for case in cases), name
         if name != "Watchdog":  # fires always
             assert any(case.startswith(f"{name} is silent: ") for case in cases), name
+
+
+def test_every_alert_was_seen_on_a_real_run() -> None:
+    """The table names a test for each, and that test, or a function that it calls, names the alert."""
+    text = (ROOT / "docs/guides/alerts.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| [^|]+ \| `(\w+\.py)::(\w+)` \|$", text, re.MULTILINE)
+    assert sorted(alert for alert, _, _ in rows) == sorted(alerts())
+    for alert, file, test in rows:
+        assert test.startswith("test_") and alert in named_below(Path(__file__).with_name(file), test), alert
+
+
+def named_below(path: Path, function: str) -> set[str]:
+    """The texts in a function of a file, and in those of the same file that it calls, however far down."""
+    known = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    found = set[str]()
+    left, done = [function], set[str]()
+    while left:
+        name = left.pop()
+        done.add(name)
+        nodes = list(ast.walk(known[name]))
+        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        left += {node.id for node in nodes if isinstance(node, ast.Name) and node.id in known} - done
+    return found
 
 
 # -- dashboards ------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ OF_THE_SECOND = ("trainer_own_figure", "trainer_reward_", "trainer_source_tokens
 NOT_HERE = {
     "DCGM_FI_": "there is no GPU; tests/monitoring/test_gpus.py has such series",
     "trainer_snapshot_copied_step": "a single node has no neighbour; tests/slurm/test_survival.py has one",
-    "trainer_job_end_timestamp_seconds": "a local run has no time limit",
+    "trainer_job_left_seconds": "a local run has no time limit",
     "trainer_loss_scale": "a loss in fp32 is not scaled",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.launcher.runs.state import state_of
 from launchyard.model.weights.source import find_source
+from launchyard.run import checkpoints
 from launchyard.run.checkpoints import RunCheckpoints, newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-from launchyard.storage.shards import MANIFEST, Manifest, sealed
+from launchyard.storage.shards import MANIFEST, Manifest, read_head, sealed
 from launchyard.training.artifacts import _newest
 from tests.training.checkpoint.test_checkpointer import IDENTITY, checkpointer, claim
 
@@ -198,3 +199,33 @@ def test_events_of_an_attempt_are_those_of_all_its_parts(tmp_path: Path) -> None
     run.write_text("attempts/0000/events.jsonl", '{"event": "started", "step": 0, "time": 1}\n')
     run.write_text("attempts/0000/events.0001.jsonl", '{"event": "saved", "step": 1, "time": 2}\n{"event": "cut')
     assert sorted(event["event"] for event in run.events(0)) == ["saved", "started"]
+
+
+@pytest.mark.parametrize("flipped", [{"run_id": "chaos,run"}, {"attempt": 0}])
+def test_none_is_passed_over_by_a_bit_that_flips_on_the_way(
+    flipped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beginning of a manifest has no seal: what it says against a checkpoint is asked of the whole one."""
+    history = History(RunDir(str(tmp_path)))
+    history.run.write_json("plan.json", {"run_id": "chaos-run"})
+    for _ in range(2):
+        history.start(gets_far=True)
+        history.commit(len(history.starts) - 1, 3)
+    assert history.starts == [0, 3] and set(history.commits) == {3, 6}
+    claim(history.run, 2)
+    read = read_head
+    monkeypatch.setattr(checkpoints, "read_head", lambda folder: replace(read(folder), **flipped))  # type: ignore[type-var]
+    found = RunCheckpoints(history.run)
+    assert list(found.counting()) == [6, 3] and not found.foreign(6) and found.missing() is None
+
+
+def test_a_damaged_one_is_no_foreign_one(tmp_path: Path) -> None:
+    """It is for loading to say what is wrong with it."""
+    history = History(RunDir(str(tmp_path)))
+    history.run.write_json("plan.json", {"run_id": "chaos-run"})
+    history.start(gets_far=True)
+    history.commit(0, 3)
+    path = Path(history.run.path(f"{history.run.checkpoint_dir(3)}/{MANIFEST}"))
+    path.write_text(path.read_text().replace('"run_id":""', '"run_id":"x"'))
+    found = RunCheckpoints(history.run)
+    assert found.newest() == 3 and not found.foreign(3)

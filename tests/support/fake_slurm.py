@@ -119,9 +119,9 @@ class FakeSlurm:
         self._set("hold", None)
         subprocess.run([self.programs / "slurmctld", job_id], check=True)
 
-    def real_agents(self) -> None:
-        """From now on: the real agent and torchrun, with the stand-in worker."""
-        self._set("agent", [AGENT, "--worker-module=standin_worker"])
+    def real_agents(self, *, real_workers: bool = False) -> None:
+        """From now on: the real agent and torchrun, with the stand-in worker or the real one."""
+        self._set("agent", [AGENT, *([] if real_workers else ["--worker-module=standin_worker"])])
 
     def fail(self, command: str, *, stderr: str = "", code: int = 1, seconds: float = 0.0, does: bool = False) -> None:
         """From now on a command (`squeue`, `scontrol requeue`, …) says this after so long.

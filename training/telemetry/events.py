@@ -74,12 +74,15 @@ class SaveEvents:
     def __init__(self, on_event: OnEvent, exporter: Exporter) -> None:
         self._on_event = on_event
         self._exporter = exporter
+        self._failures = 0  # in a row
 
     def __call__(self, name: str, /, **facts: Any) -> None:
         self._on_event(name, **facts)
         if name not in (events.SAVED, events.SAVE_FAILED):
             return
         result = "ok" if name == events.SAVED else "failed"
+        self._failures = 0 if name == events.SAVED else self._failures + 1
+        self._exporter.set("trainer_checkpoint_failures_in_a_row", self._failures)
         self._exporter.add("trainer_checkpoint_saves_total", kind=facts["kind"], result=result)
         if name == events.SAVED:
             self._exporter.set("trainer_checkpoint_last_success_timestamp_seconds", time.time())

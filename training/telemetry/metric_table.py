@@ -146,6 +146,7 @@ DATA = (
 )
 CHECKPOINT = (
     Metric("trainer_checkpoint_saves_total", "counter", "Saves by kind and result.", ("kind", "result")),
+    Metric("trainer_checkpoint_failures_in_a_row", "gauge", "Saves that have failed since the last that did not."),
     Metric(
         "trainer_checkpoint_save_duration_seconds",
         "histogram",
@@ -170,9 +171,9 @@ PREEMPTION = (
     ),
     Metric("trainer_preempt_grace_seconds", "gauge", "Time that the agent waits for such a save before it ends all."),
     Metric(
-        "trainer_job_end_timestamp_seconds",
+        "trainer_job_left_seconds",
         "gauge",
-        "Time limit of the job, at which the run leaves it (Unix time).",
+        "Until the run leaves its job for the time limit, by the clock by which it does; below 0 it should have left.",
     ),
 )
 

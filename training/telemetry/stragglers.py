@@ -37,8 +37,9 @@ class Stragglers:
     def update(self, seconds: Sequence[float]) -> list[Straggler]:
         """Returns the ranks that became slow or recovered. `seconds`: of a step, by rank."""
         usual = median_low(seconds)
-        self.ratios = [value / usual if usual > 0 else 1.0 for value in seconds]
-        if len(seconds) < 2 or max(seconds) < LEAST_SECONDS:
+        told = max(seconds) >= LEAST_SECONDS
+        self.ratios = [value / usual if told and usual > 0 else 1.0 for value in seconds]
+        if len(seconds) < 2 or not told:
             return []
         return [
             Straggler(rank, rank in self._slow, ratio, seconds[rank], usual)

@@ -305,9 +305,10 @@ def introduce(
     exporter.set("trainer_world_size", world.world_size)
     exporter.set("trainer_target_steps", max_steps)
     if world.job_end is not None:
-        exporter.set("trainer_job_end_timestamp_seconds", world.job_end)
+        exporter.before_scrapes(partial(_show_time_left, world.job_end))
     if world.grace_seconds is not None:
         exporter.set("trainer_preempt_grace_seconds", world.grace_seconds)
+    exporter.set("trainer_checkpoint_failures_in_a_row", 0)
     for kind in ("permanent", "temporary", "best"):
         for result in ("ok", "failed"):
             exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
@@ -316,6 +317,11 @@ def introduce(
     for cause in ("nonfinite", "spike"):
         exporter.count("trainer_skipped_updates_total", 0, cause=cause)
         exporter.count("trainer_rewinds_total", 0, cause=cause)
+
+
+def _show_time_left(job_end: float, exporter: Exporter) -> None:
+    """By this worker's own clock, the one by which it leaves: whoever scrapes has another."""
+    exporter.set("trainer_job_left_seconds", job_end - time.time())
 
 
 def report_past(exporter: Exporter, run: RunDir, before: list[AttemptFacts]) -> None:

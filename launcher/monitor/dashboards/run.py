@@ -337,7 +337,7 @@ def stops() -> list[object]:
         figure(
             "Until the time limit",
             "Longer than a save takes. Absent for a job without a limit.",
-            (f"max(trainer_job_end_timestamp_seconds{{{RUN}}}) - time()", ""),
+            (f"max(trainer_job_left_seconds{{{RUN}}})", ""),
             unit="s",
             span=12,
         ),

@@ -89,6 +89,7 @@ def checkpoints() -> list[Any]:
             "Saves",
             "None failed.",
             (f"sum by (kind, result) (trainer_checkpoint_saves_total{{{RUN}}})", "{{kind}} {{result}}"),
+            (f"max(trainer_checkpoint_failures_in_a_row{{{RUN}}})", "failed in a row"),
             (f"sum(increase(trainer_checkpoint_retries_total{{{RUN}}}[{RATE}]))", "requests repeated"),
             low=0,
         ),

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.model.devices import peak_bytes, peak_flops
+from launchyard.run.events import SAVE_FAILED, SAVED
 from launchyard.run.rundir import RunDir
+from launchyard.training.telemetry import telemetry
 from launchyard.training.telemetry.buckets import Buckets
+from launchyard.training.telemetry.events import SaveEvents
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.metric_table import METRICS
 from launchyard.training.telemetry.phases import PHASES, PhaseClock
@@ -166,6 +170,38 @@ def test_a_last_scrape_is_waited_for_only_if_somebody_comes() -> None:
         exporter.close()
 
 
+def shown(exporter: Exporter, name: str) -> list[float]:
+    return [sample.value for family in exporter.collect() if family.name == name for sample in family.samples]
+
+
+def test_failed_saves_are_counted_until_one_works() -> None:
+    exporter = Exporter(rank=0, host="127.0.0.1")
+    try:
+        told = list[str]()
+        tell = SaveEvents(lambda name, /, **facts: told.append(name), exporter)
+        for event, count in ((SAVED, 0), (SAVE_FAILED, 1), (SAVE_FAILED, 2), (SAVED, 0), (SAVE_FAILED, 1)):
+            tell(event, step=1, kind="temporary")
+            tell("store trouble")
+            assert shown(exporter, "trainer_checkpoint_failures_in_a_row") == [count]
+        assert told.count("store trouble") == 5
+    finally:
+        exporter.close()
+
+
+def test_the_time_left_is_by_the_clock_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls as that does, and through 0, with no need of another clock."""
+    now = [1_000.0]
+    monkeypatch.setattr(telemetry.time, "time", lambda: now[0])
+    exporter = Exporter(rank=0, host="127.0.0.1")
+    try:
+        exporter.before_scrapes(partial(telemetry._show_time_left, 1_030.0))
+        for moment, left in ((1_000.0, 30.0), (1_020.0, 10.0), (1_040.0, -10.0)):
+            now[0] = moment
+            assert shown(exporter, "trainer_job_left_seconds") == [left]
+    finally:
+        exporter.close()
+
+
 def test_without_metrics_nothing_listens() -> None:
     """Every call is taken all the same, and a misspelt one is an error."""
     exporter = Exporter(rank=0, host=None)
@@ -196,6 +232,13 @@ def test_only_slow_ranks_are_stragglers(seconds: list[float]) -> None:
     found = [one for _ in range(IN_A_ROW) for one in stragglers.update(seconds)]
     assert [one.rank for one in found] == [rank for rank, ratio in enumerate(stragglers.ratios) if ratio > 1.3]
     assert not [one for _ in range(10) for one in stragglers.update(seconds)]  # said once
+
+
+def test_steps_too_short_to_be_told_apart_have_no_straggler() -> None:
+    """Half a millisecond more is twice as long, and nothing."""
+    stragglers = Stragglers()
+    assert not [one for _ in range(2 * IN_A_ROW) for one in stragglers.update([0.0005, 0.001, 0.002])]
+    assert stragglers.ratios == [1.0, 1.0, 1.0]
 
 
 def test_a_straggler_gets_well() -> None:
