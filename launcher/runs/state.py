@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from launchyard.launcher.agent.liveness import Verdict
 from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.agent.root_cause import LOST_PEER
 from launchyard.launcher.backends.base import JobStatus, judge_job, load_backend
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
@@ -146,6 +147,8 @@ def _ended(run: RunDir, job: Job, verdict: Verdict) -> OutcomeRecord | None:
         return None
     record = run.outcome(job.attempt)  # the owner died between the outcomes of attempt and run
     if record is None or (record.outcome == "stopped" and record.reason in ("preempted", "time limit")):
+        return None
+    if record.reason == LOST_PEER:  # with its owner, who alone knows the cause and would have gone on
         return None
     return record
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -45,6 +46,7 @@ class FakeRay:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     heard: list[str] = field(default_factory=list)
+    _raylets: dict[int, socket.socket] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -67,7 +69,7 @@ class FakeRay:
         found = [
             {
                 "NodeID": f"{number:056x}", "Alive": number not in dead, "NodeManagerHostname": f"host{number}",
-                "NodeManagerAddress": f"127.0.0.{number + 1}",
+                "NodeManagerAddress": f"127.0.0.{number + 1}", "NodeManagerPort": self._raylet(number),
                 "Resources": {"CPU": cpus, "memory": 4.0 * GIB, **names[number]},
                 "Free": {"CPU": cpus if free is None else free, "memory": 4.0 * GIB, **names[number]},
             }
@@ -75,12 +77,27 @@ class FakeRay:
         ]  # fmt: skip
         self._write("nodes.json", found)
 
+    def _raylet(self, number: int) -> int:
+        """The port where the raylet of a node listens."""
+        if number not in self._raylets:
+            self._raylets[number] = socket.create_server((f"127.0.0.{number + 1}", 0))
+        return int(self._raylets[number].getsockname()[1])
+
+    def lose_node(self, number: int) -> None:
+        """Nothing listens there any more; the Ray that knows the node has not noticed yet."""
+        self._raylets.pop(number).close()
+
     def break_nodes(self, *numbers: int) -> None:
         """These nodes cannot make a runtime environment."""
         self._write("bad.json", [f"{number:056x}" for number in numbers])
 
     def drain(self, number: int, seconds: float) -> None:
         self._write("drains.json", {f"{number:056x}": int((time.time() + seconds) * 1000)})
+
+    def given_back(self) -> list[int]:
+        """Nodes that were reserved and are not any more."""
+        path = self.folder / "given_back"
+        return [int(line, 16) for line in path.read_text().split()] if path.exists() else []
 
     def _write(self, name: str, value: Any) -> None:
         fresh = self.folder / f"{name}.new"
@@ -107,6 +124,8 @@ class FakeRay:
 
     def close(self) -> None:
         self.away()
+        for raylet in self._raylets.values():
+            raylet.close()
         for job in self.jobs.values():
             if job.process is not None:
                 with contextlib.suppress(ProcessLookupError):

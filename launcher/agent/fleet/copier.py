@@ -77,7 +77,7 @@ class Copier:
             return
         except (OSError, ValueError) as error:
             why = str(error) or type(error).__name__
-        if part != self._part:
+        if part != self._part or (why and self._state(part, state.step)[1] != state):  # or overwritten meanwhile
             return
         if why:
             self._hold_up_nobody(part, why)

@@ -51,7 +51,7 @@ class Link:
         self._address = address
         self.secret = secret  # of the job
         self.who = who
-        self._state = AgentState()
+        self._state = AgentState(phase="running")  # nobody gives it a part before it has said what it is
         self._order: Orders | None = None
         self._heard_at = time.monotonic()
         self._news = threading.Event()

@@ -87,6 +87,7 @@ class Resident:
         who = self.link.who
         self._neighbours = Neighbours(self.agent.memory, self.link.secret, place=who.place, host=who.host)
         try:
+            self._tell(AgentState())
             self._serve()
         finally:
             self._neighbours.close()

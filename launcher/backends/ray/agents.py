@@ -141,14 +141,15 @@ class NodeAgents:
         return self.actor_error(number) or f"its agent ended with code {ray.get(call)}"
 
     def move(self, number: int, avoid: Collection[str]) -> bool:
-        """From its node to another one, if there is a free one; not to these."""
-        if not self.reservation.move(number, self._bundle, avoid):
+        """From its node, which is given back at once, to another one, if there is a free one; not to these."""
+        if not self.reservation.pinned:
             return False
         for member in self._hub.members():
             if member.hello.number == number:
                 self._hub.give_up(member)
         self._end(number, seconds=0.0)
-        return True
+        self.reservation.leave(number)
+        return self.reservation.take(number, self._bundle, avoid)
 
     # -- looking -------------------------------------------------------------------------------------------------------
     def actor_error(self, number: int) -> str | None:

@@ -27,13 +27,16 @@ from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.ray.agents import NodeAgents
 from launchyard.launcher.backends.ray.placement import (
+    SMALLER_SECONDS,
     RayNode,
     Reservation,
     draining,
     enough_without,
     has_room_for,
     lost_nodes,
+    other_nodes,
     reserve_nodes,
+    shortage,
 )
 from launchyard.run import layout
 from launchyard.run.records import BadNode, Job, OutcomeRecord, Shape, Submission
@@ -41,6 +44,8 @@ from launchyard.run.rundir import RunDir
 
 NEWS_SECONDS = 30.0  # at most, for Ray to learn of a node's death after that of its agent
 DRAIN_SECONDS = 1.0
+KEEP_SECONDS = 180.0  # for another node in the place of one, while the others do nothing; a pod is there by then
+KEEP_POLL_SECONDS = 1.0
 ACCEPT_SECONDS = 60.0  # for the launcher to record that Ray has taken the job
 
 
@@ -91,44 +96,67 @@ class InCluster:
     def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
         """Nodes for the next attempt, as many as there are: those that we have stay, for their agents are
         there. None if a stop is requested meanwhile."""
-        if self._agents is not None and not self._can_stay(self._agents):
+        began = time.monotonic()
+        if self._agents is not None and not self._can_stay(self._agents, goes_on):
             self.leave()
         if self._agents is None:
-            reservation = self._reserve(goes_on)
+            reservation = self._reserve(goes_on, time.monotonic() - began)
             if reservation is None:
                 return None
             self._agents = NodeAgents(self._run.url, self._submission.env, reservation, self._bundle)
         return self._submission.shape.model_copy(update={"nnodes": self._agents.reservation.nodes})
 
-    def _can_stay(self, agents: NodeAgents) -> bool:
-        """Returns True if no more nodes can be had than we have, and others are in the place of those to be left."""
-        bad = self._bad_nodes()
-        held = agents.reservation.node_ids()
-        left = {*bad, *draining(), *lost_nodes(held)}
-        larger = [size for size in self._sizes if size > len(held)]
-        if larger and has_room_for(self._bundle, min(larger), set(held) - left, left):
-            return False
-        return all(agents.move(number, left) for number, node in enumerate(held) if node in left)
+    def _can_stay(self, agents: NodeAgents, goes_on: Callable[[], bool]) -> bool:
+        """Waits a while for others in the place of nodes to be left, for what agents have in memory goes with them.
 
-    def _reserve(self, goes_on: Callable[[], bool]) -> Reservation | None:
-        def on_wait(reason: str) -> None:
-            log_line(f"waiting: {reason}")
-            with contextlib.suppress(OSError):
-                self._run.record_waiting(self._submission.job_id, reason)
+        Returns False if there are none, or if more nodes can be had than we have.
+        """
+        until = time.monotonic() + (self._wait_seconds if len(self._sizes) > 1 else KEEP_SECONDS)
+        said = ""
+        while True:
+            held = agents.reservation.node_ids()
+            unfit = {*self._bad_nodes(), *draining()}
+            left = unfit | lost_nodes(held)
+            if self._can_grow({*held} - left, left, than=len(held)):
+                return False
+            moved = [agents.move(number, left) for number, node in enumerate(held) if node in left]
+            if all(moved):
+                self._clear_wait()
+                return True
+            stuck = not agents.reservation.pinned and unfit.intersection(held)
+            if stuck or time.monotonic() > until or not goes_on():
+                return False
+            if (reason := shortage(self._bundle, self._sizes, other_nodes(left), held)) != said:
+                self._record_wait(reason)
+                said = reason
+            time.sleep(KEEP_POLL_SECONDS)
 
+    def _can_grow(self, held: set[str], left: set[str], *, than: int) -> bool:
+        larger = [size for size in self._sizes if size > than]
+        return bool(larger) and has_room_for(self._bundle, min(larger), held, left)
+
+    def _reserve(self, goes_on: Callable[[], bool], waited: float) -> Reservation | None:
         found = reserve_nodes(
             self._bundle,
             self._sizes,
-            wait_seconds=self._wait_seconds,
+            wait_seconds=max(SMALLER_SECONDS, self._wait_seconds - waited),
             goes_on=goes_on,
-            on_wait=on_wait,
+            on_wait=self._record_wait,
             avoid=self._bad_nodes(),
         )
-        with contextlib.suppress(OSError):
-            self._run.clear_waiting()
+        self._clear_wait()
         if found is not None and found.nodes < self._sizes[0]:
             log_line(f"going on with {found.nodes} of {self._sizes[0]} nodes")
         return found
+
+    def _record_wait(self, reason: str) -> None:
+        log_line(f"waiting: {reason}")
+        with contextlib.suppress(OSError):
+            self._run.record_waiting(self._submission.job_id, reason)
+
+    def _clear_wait(self) -> None:
+        with contextlib.suppress(OSError):
+            self._run.clear_waiting()
 
     def _bad_nodes(self) -> list[str]:
         """Returns the nodes to leave out; none if the others are too few."""

@@ -5,8 +5,11 @@ Knows no run. Everything of Ray's interface that is not public is used here: the
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,8 @@ SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already o
 WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
 A_BIT = 0.001  # of a resource that only names something
 CHOICE_SECONDS = 5.0  # for nodes that were free a moment ago; then others are chosen
+KNOCK_SECONDS = 1.0  # for a raylet's port to open; the kernel opens it, however busy the node is
+_KNOCKS = 16  # at a time
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,16 @@ class RayNode:
 
 
 class Reservation:
-    """Bundles on different nodes, each in a placement group: at first all in one, later some in others.
+    """Bundles on different nodes, by number, each a placement group and the place in it.
 
-    `pinned`: each bundle is for one certain node, so Ray does not look for another one when that dies. A group can only
-    be given back as a whole, and with it goes what runs in it.
+    `pinned`: each is for one certain node, in a group of its own: Ray looks for no other node when that one dies, and
+    gets it back as soon as it is left. Else all are in one group, which Ray has placed.
     """
 
-    def __init__(self, group: Any, nodes: int, *, pinned: bool) -> None:
-        self.nodes = nodes
+    def __init__(self, bundles: list[tuple[Any, int]], *, pinned: bool) -> None:
+        self.nodes = len(bundles)
         self.pinned = pinned
-        self._bundles = [(group, index) for index in range(nodes)]
-        self._groups = [group]
+        self._bundles = dict(enumerate(bundles))  # without those that were left
 
     def strategy(self, number: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -55,31 +59,45 @@ class Reservation:
         )
 
     def node_ids(self) -> list[str]:
-        """By number; empty for one that Ray knows to be dead."""
-        return [_nodes_of(group).get(index, "") for group, index in self._bundles]
+        """By number; empty for one that was left, or that Ray knows to be dead."""
+        tables = {group: _nodes_of(group) for group in self._groups()}
+        found = {number: tables[group].get(index, "") for number, (group, index) in self._bundles.items()}
+        return [found.get(number, "") for number in range(self.nodes)]
 
     def is_there(self) -> bool:
         """Returns True once every bundle has got its node; asked at the beginning."""
-        return all(_is_there(group) for group in self._groups)
+        return all(_is_there(group) for group in self._groups())
 
-    def move(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
-        """Another node in the place of this one, if it is free now; all that ran on this one has to end."""
+    def leave(self, number: int) -> None:
+        """Of the pinned ones: a node is given back. All that ran on it is ended."""
+        if number in self._bundles:
+            _remove(self._bundles.pop(number)[0])
+
+    def take(self, number: int, bundle: dict[str, float], avoid: Collection[str]) -> bool:
+        """A node in the place of one that was left, if one is free now."""
         free = _free_nodes(bundle, {*self.node_ids(), *avoid})
-        if not self.pinned or not free:
+        if not free:
             return False
         taken = _ask_for(bundle, free[:1])
         if not wait_until(taken.is_there, seconds=CHOICE_SECONDS, every=POLL_SECONDS):
             taken.give_back()
             return False
-        self._groups += taken._groups
         self._bundles[number] = taken._bundles[0]
         return True
 
     def give_back(self) -> None:
-        from ray.util import remove_placement_group
+        for group in self._groups():
+            _remove(group)
 
-        for group in self._groups:
-            remove_placement_group(group)
+    def _groups(self) -> list[object]:
+        """Each once."""
+        return list(dict.fromkeys(group for group, _ in self._bundles.values()))
+
+
+def _remove(group: object) -> None:
+    from ray.util import remove_placement_group
+
+    remove_placement_group(group)
 
 
 def _is_there(group: object) -> bool:
@@ -101,7 +119,7 @@ def _ask_for(bundle: dict[str, float], nodes: list[RayNode]) -> Reservation:
     from ray.util import placement_group
 
     bundles = [{**bundle, f"node:{node.address}": A_BIT} for node in nodes]
-    return Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), len(nodes), pinned=True)
+    return Reservation([(placement_group([one], strategy="STRICT_SPREAD"), 0) for one in bundles], pinned=True)
 
 
 def reserve_nodes(
@@ -127,7 +145,10 @@ def reserve_nodes(
             if not goes_on():
                 request.withdraw()
                 return None
-            if now - began > WAIT_REPORT_SECONDS and (reason := shortage(bundle, sizes, _others(avoid))) != reported:
+            if (
+                now - began > WAIT_REPORT_SECONDS
+                and (reason := shortage(bundle, sizes, other_nodes(avoid))) != reported
+            ):
                 on_wait(reason)
                 reported = reason
             if now > until:
@@ -185,7 +206,7 @@ class _Request:
             self._found = _ask_for(self._bundle, free[: self._size])
         elif not self._avoid:
             group = placement_group([dict(self._bundle) for _ in range(self._size)], strategy="STRICT_SPREAD")
-            self._found = Reservation(group, self._size, pinned=False)
+            self._found = Reservation([(group, index) for index in range(self._size)], pinned=False)
 
 
 # -- nodes ----------------------------------------------------------------------------------------------------------
@@ -213,19 +234,20 @@ def _living_nodes() -> list[RayNode]:
     ]
 
 
-def _others(avoid: Collection[str]) -> list[RayNode]:
+def other_nodes(avoid: Collection[str]) -> list[RayNode]:
+    """Every node that can be used but these."""
     return [node for node in cluster_nodes() if node.node_id not in avoid]
 
 
 def _free_nodes(bundle: dict[str, float], avoid: Collection[str]) -> list[RayNode]:
     """Those with GPUs that nobody asks for last."""
-    free = [node for node in _others(avoid) if _holds(node.free, bundle)]
+    free = [node for node in other_nodes(avoid) if _holds(node.free, bundle)]
     return sorted(free, key=lambda node: node.total.get("GPU", 0) > 0 and "GPU" not in bundle)
 
 
 def enough_without(avoid: Collection[str], bundle: dict[str, float], size: int) -> bool:
     """Returns True if so many nodes, busy or free, are large enough when these are left out."""
-    return sum(_holds(node.total, bundle) for node in _others(avoid)) >= size
+    return sum(_holds(node.total, bundle) for node in other_nodes(avoid)) >= size
 
 
 def draining() -> dict[str, int]:
@@ -251,19 +273,36 @@ def own_address() -> str:
 
 def has_room_for(bundle: dict[str, float], size: int, held: Collection[str], avoid: Collection[str]) -> bool:
     """Returns True if so many nodes could be had at once, with those that are held already."""
-    return sum(node.node_id in held or _holds(node.free, bundle) for node in _others(avoid)) >= size
+    return sum(node.node_id in held or _holds(node.free, bundle) for node in other_nodes(avoid)) >= size
 
 
 def lost_nodes(node_ids: list[str]) -> set[str]:
-    """Those of these nodes that are dead."""
+    """Those of these nodes that are dead: Ray says so, or nothing listens for it there any more.
+
+    Ray counts a node as alive until it has missed several looks at its health, for 15 to 20 seconds.
+    """
     import ray
 
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return set(node_ids) - alive
+    alive = {
+        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]
+    }
+    counted = [one for one in node_ids if one in alive]
+    with ThreadPoolExecutor(_KNOCKS) as pool:
+        gone = pool.map(is_refused, [alive[one] for one in counted])
+        return {*node_ids} - alive.keys() | {one for one, refused in zip(counted, gone, strict=True) if refused}
 
 
-def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode]) -> str:
-    """The resources asked for and those there are, in a sentence."""
+def is_refused(listener: tuple[str, int]) -> bool:
+    """Returns True if the process that listened there is gone, or its machine; False for one that only is silent."""
+    try:
+        socket.create_connection(listener, KNOCK_SECONDS).close()
+    except OSError as error:  # without an answer it may be cut off for a while: the beats of its agent tell that
+        return error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH)
+    return False
+
+
+def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode], held: Collection[str] = ()) -> str:
+    """The resources asked for and those there are, in a sentence. `held`: ids of nodes that we have already."""
     least = f" (or {sizes[-1]} at least)" if len(sizes) > 1 else ""
     asked = f"it needs {_nodes(sizes[0])}{least} with {_amounts(bundle)} each"
     fit = [node for node in nodes if _holds(node.total, bundle)]
@@ -271,8 +310,9 @@ def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode]) -
         largest = {name: max((node.total.get(name, 0) for node in nodes), default=0) for name in bundle}
         have = f"of {_nodes(len(nodes))} here {len(fit)} {'has' if len(fit) == 1 else 'have'} that much"
         return f"{asked}; {have} (at most {_amounts(largest)}): add nodes, or ask for less"
-    free = sum(_holds(node.free, bundle) for node in fit)
-    return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free"
+    free = sum(node.node_id in held or _holds(node.free, bundle) for node in fit)
+    ours = " or ours" if held else ""
+    return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free{ours}"
 
 
 def _holds(resources: Mapping[str, float], bundle: dict[str, float]) -> bool:

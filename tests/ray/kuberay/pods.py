@@ -97,7 +97,9 @@ class Pods:
         self._network = subprocess.Popen([*_TIED, "unshare", "--net", "sleep", "infinity"], start_new_session=True)
         network = self._network.pid
         assert wait_until(lambda: _net_of(network) != _net_of(os.getpid()), seconds=5, every=0.02)
-        for words in ("link set lo up", "link add br0 type bridge", f"addr add {HOST}/24 dev br0", "link set br0 up"):
+        # Else a bridge has the address of one of its ends, and another one when that goes: nobody finds it for a while.
+        bridge = f"link add br0 address {_hardware(255)} type bridge"
+        for words in ("link set lo up", bridge, f"addr add {HOST}/24 dev br0", "link set br0 up"):
             self._ip(*words.split())
         for port, theirs in self.doors.items():
             self._open_door(port, theirs)
@@ -186,10 +188,15 @@ class Pods:
         first = self._first(process)
         with contextlib.suppress(subprocess.CalledProcessError):  # of the pod before it, whose end is cleared late
             self._ip("link", "del", f"v{number}")
-        self._ip("link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", str(first))
+        self._ip("link", "add", f"v{number}", "type", "veth", *self._eth0(number, first))
         self._ip("link", "set", f"v{number}", "master", "br0", "up")
         with self._lock:
             self._running[pod.name] = Running(pod, number, process, first, starts)
+
+    @staticmethod
+    def _eth0(number: int, first: int) -> list[str]:
+        """The end of a pod; a container that is started again in its pod has the same one."""
+        return ["peer", "name", "eth0", "address", _hardware(number), "netns", str(first)]
 
     def _environment(self, pod: Pod) -> dict[str, str]:
         """That of the image, of the pod's Secrets, and its own."""
@@ -261,6 +268,11 @@ class Pods:
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+
+def _hardware(number: int) -> str:
+    """An address of a network card."""
+    return f"02:00:00:00:88:{number:02x}"
 
 
 def _net_of(pid: int) -> str:

@@ -5,7 +5,10 @@ Kubernetes itself is not there: what it makes of the manifest is tests/ray/kuber
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -148,8 +151,8 @@ def test_a_cluster_of_the_manifest_carries_a_run_through_a_drain_and_the_death_o
     before = {pod: pods.starts(pod) for pod in pods.names()}
     pods.kill("head")
     wait(lambda: pods.starts("head") > before["head"], "the head again", 60, pods)
-    wait(lambda: laptop.status(name)["state"] == "lost", "the run is known as lost", 240, pods)
     wait(lambda: pods.nodes() == everyone, "all nodes again", 300, pods)
+    wait(lambda: laptop.status(name)["state"] == "lost", "the run is known as lost", 240, pods)
     enough = committed_steps(run)[-1] + 60
     laptop.ok("resume", name, "--cluster", "./site.yaml", f"train.max_steps={enough}")
     wait(lambda: laptop.status(name)["state"] == "completed", "its end", 300, pods)
@@ -182,7 +185,7 @@ def test_a_ray_job_is_the_run_and_goes_on_with_another_cluster(laptop: Laptop) -
         [*pods.inside(), "bash", "-c", f"ray job status --address {dashboard} try-2"],
         env={**laptop.env, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert "SUCCEEDED" in state.stdout + state.stderr.upper().replace("'", "")
+    assert "SUCCEEDED" in (state.stdout + state.stderr).upper()
     same_training(run, laptop.undisturbed(STEPS))
 
 
@@ -193,12 +196,11 @@ class Submitting:
         self._argv = [*pods.inside(), "bash", "-c", "--", script]
 
     def __enter__(self) -> subprocess.Popen[bytes]:
-        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-        self._process = subprocess.Popen(
-            self._argv, env={"PATH": path, "HOME": "/nonexistent"}, stdin=subprocess.DEVNULL
-        )
+        env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/nonexistent"}
+        self._process = subprocess.Popen(self._argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
         return self._process
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):  # what its shell has started, too
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -54,6 +54,19 @@ def test_orders_arrive_and_states_come_back(office: Office) -> None:
     wait(lambda: member.state == AgentState(attempt=3, phase="running"))
 
 
+def test_an_agent_is_free_once_it_has_said_so(office: Office) -> None:
+    """Else it gets a part before it can say where its neighbour's copies go."""
+    link = office.link("node1")
+    member = office.member("node1")
+    wait(lambda: link.order is not None)
+    heard = member.heard_at
+    wait(lambda: member.heard_at > heard)
+    assert not member.is_free
+    link.tell(AgentState(keeper="host:1"))
+    wait(lambda: member.is_free)
+    assert member.state.keeper == "host:1"
+
+
 def test_the_wrong_secret_is_not_let_in_and_told_nothing(office: Office, capfd: pytest.CaptureFixture[str]) -> None:
     link = office.link("node1", secret="another")
     said = ""

@@ -66,6 +66,42 @@ def test_a_silent_node_is_exchanged_and_the_others_stay(others: bool, cluster: F
     place.ok("cancel", run.run_id)
 
 
+def test_a_dead_node_is_exchanged_before_ray_has_noticed(cluster: FakeRay, place: Place) -> None:
+    cluster.nodes(3)
+    place.workers_do(save_every=5)
+    run = place.launch("--nodes", "2")
+    run.steps(7)
+    first, last = nodes_of(run)
+    cluster.lose_node(1)
+    os.kill(last["pid"], signal.SIGKILL)
+    run.steps(1, attempt=1)
+    record = run.run.outcome(0)
+    assert record is not None and record.reason == "node lost"
+    assert "host1 (127.0.0.2) went away, with node 1 of the run" in record.message
+    stays, new = nodes_of(run, 1)
+    assert stays == first and new["host"] == "host2"
+    place.ok("cancel", run.run_id)
+
+
+def test_the_others_stay_until_there_is_a_node_in_the_place_of_a_dead_one(cluster: FakeRay, place: Place) -> None:
+    """With what they have in memory; the wait is told."""
+    place.workers_do(save_every=5)
+    run = place.launch("--nodes", "2")
+    run.steps(7)
+    first, last = nodes_of(run)
+    cluster.lose_node(1)
+    os.kill(last["pid"], signal.SIGKILL)
+    run.wait(lambda: run.status()["state"] == "pending")
+    assert "of 1 node here 1 has that much" in run.status()["queue"]
+    assert not gone(first["agent"]) and cluster.given_back() == [1]
+    cluster.nodes(3, dead=(1,))
+    run.steps(1, attempt=1)
+    stays, new = nodes_of(run, 1)
+    assert stays == first and new["host"] == "host2"
+    assert run.status()["state"] == "running"
+    place.ok("cancel", run.run_id)
+
+
 def test_a_drained_node_is_exchanged_alone(cluster: FakeRay, place: Place) -> None:
     cluster.nodes(3)
     run = place.launch("--nodes", "2")
@@ -76,6 +112,7 @@ def test_a_drained_node_is_exchanged_alone(cluster: FakeRay, place: Place) -> No
     stays, new = nodes_of(run, 1)
     assert stays == first and new["host"] == "host2"
     run.wait(lambda: gone(last["agent"]))
+    assert cluster.given_back() == [1], "Ray waits for that before it lets the node go"
     place.ok("cancel", run.run_id)
 
 

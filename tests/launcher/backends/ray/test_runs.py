@@ -15,7 +15,7 @@ from launchyard.errors import LaunchError
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.ray import backend
 from launchyard.run import layout
-from launchyard.run.records import RAY_STOP
+from launchyard.run.records import RAY_STOP, OutcomeRecord
 from tests.support.fake_ray import FakeRay
 from tests.support.typed import Launched, Place
 
@@ -367,10 +367,14 @@ def test_a_run_whose_dashboard_cannot_be_known_is_shown(cluster: FakeRay, place:
     assert "no submission to Ray is known" in state["queue"]
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["without a word", "its peer told"])
 def test_a_job_that_ray_calls_running_is_lost_with_its_heartbeat(
-    cluster: FakeRay, place: Place, monkeypatch: pytest.MonkeyPatch
+    told: bool, cluster: FakeRay, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its head was killed and came back with the table of jobs that it had (fault tolerance of the GCS)."""
+    """Its head was killed and came back with the table of jobs that it had (fault tolerance of the GCS).
+
+    An agent on another node may have seen that it lost its peer: that is no end, but the owner cannot say so any more.
+    """
     monkeypatch.setattr("launchyard.launcher.agent.ownership.TAKEOVER_SECONDS", 0.1)
     run = place.launch()
     run.steps(3)
@@ -381,6 +385,9 @@ def test_a_job_that_ray_calls_running_is_lost_with_its_heartbeat(
     ghost.process = None
     assert run.status()["alive"], "its lease has not expired"
     age_heartbeat(run)
+    if told:
+        said = OutcomeRecord(outcome="failed", reason="peer lost", message="a peer", attempt=0, time=time.time())
+        run.run.write_outcome(said)
     state = run.status()
     assert (state["state"], state["alive"], state["resumable"]) == ("lost", False, True)
     assert "Ray says RUNNING, but its owner has not been heard of for 1h" in state["queue"]
