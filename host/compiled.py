@@ -5,15 +5,10 @@ Its own choice is a name under the machine's temporary folder that anybody can t
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-
 from launchyard.host.environment import set_unless_told, variable
-from launchyard.host.folders import user_cache_folder
+from launchyard.host.folders import only_ours, user_cache_folder
 
 COMPILED_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def keep_compiled_code() -> str:
@@ -30,15 +25,10 @@ def keep_compiled_code() -> str:
         raise ValueError(
             f"{folder}: {error.strerror}, and compiled code is kept there; set {COMPILED_FOLDER} to a folder of yours"
         ) from error
-    _check_owner(folder)
-    set_unless_told(COMPILED_FOLDER, str(folder))
-    return str(folder)
-
-
-def _check_owner(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & _OTHERS_WRITE:
+    if not only_ours(folder):
         raise ValueError(
             f"{folder}: others may write to it, and code is run from it; chmod 700 it if it is yours, or set "
             f"{COMPILED_FOLDER} to a folder of yours"
         )
+    set_unless_told(COMPILED_FOLDER, str(folder))
+    return str(folder)

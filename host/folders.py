@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -25,6 +26,12 @@ def user_config_folder(*parts: str) -> Path:
     import platformdirs
 
     return Path(platformdirs.user_config_dir("launchyard"), *parts)
+
+
+def only_ours(folder: Path) -> bool:
+    """Returns True if the folder is ours and nobody else may write to it: code may be run from there."""
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def log_folder() -> str:

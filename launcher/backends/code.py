@@ -6,6 +6,7 @@ A copy has many small files, so one is kept in the user's cache for each state o
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from launchyard.errors import UserError
-from launchyard.host.folders import job_folder, log_folder, user_cache_folder
+from launchyard.host.folders import job_folder, log_folder, only_ours, user_cache_folder
 from launchyard.run import own_code
 from launchyard.run.layout import JOB_CODE
 from launchyard.run.rundir import RunDir
@@ -57,7 +58,7 @@ def _link_code(folder: Path) -> None:
     name = own_code.PACKAGE.name
     try:
         shutil.copytree(_kept_copy() / name, folder / name, copy_function=os.link)
-    except OSError:  # another file system, or one without links; a cache that is full, or not ours to write
+    except OSError:  # another file system, or one without links; a cache that is full, or not ours alone
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(own_code.PACKAGE, folder / name, ignore=_of_other_pythons)
 
@@ -65,13 +66,15 @@ def _link_code(folder: Path) -> None:
 def _kept_copy() -> Path:
     """The copy of the present code in the user's cache, made if there is none that is whole."""
     kept = user_cache_folder(KEPT_CODE)
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not only_ours(kept):
+        raise PermissionError(errno.EPERM, "others may write to it", kept)
     folder = kept / _state_of_code()
     if folder.is_dir():
         if own_code.digest(folder) == own_code.digest():
             os.utime(folder)
             return folder
         shutil.rmtree(folder)
-    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     try:
         shutil.copytree(own_code.PACKAGE, fresh / own_code.PACKAGE.name, ignore=_of_other_pythons, copy_function=_lock)

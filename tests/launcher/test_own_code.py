@@ -198,6 +198,17 @@ def test_runs_of_the_same_code_share_its_files_and_nothing_else(
     assert not (three / names[0]).samefile(two / names[0])
 
 
+def test_code_that_others_may_change_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = keep_code(RunDir(str(tmp_path / "1")))
+    kept = user_cache_folder(code.KEPT_CODE)
+    kept.chmod(0o777)
+    two = keep_code(RunDir(str(tmp_path / "2")))
+    assert one is not None and two is not None and digest(two) == digest()
+    name, _ = next(own_code.own_files(one))
+    assert not (one / name).samefile(two / name)
+
+
 def test_few_copies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(code, "KEPT_COPIES", 2)
