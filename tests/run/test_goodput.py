@@ -165,5 +165,5 @@ def test_of_a_real_run_across_a_kill(tmp_path: Path) -> None:
     per_step = goodput.seconds["productive"] / 40
     assert goodput.seconds["recomputed"] == pytest.approx((reached - resumed) * per_step, rel=1.5)
     assert (goodput.seconds["recomputed"] > 0) == (reached > resumed)
-    assert goodput.seconds["start"] > 1.0  # importing torch, twice
+    assert goodput.seconds["start"] > 0.2  # twice: forked workers find all imports made
     assert goodput.seconds["other"] < 0.2 * goodput.wall
