@@ -11,7 +11,7 @@ import contextvars
 import io
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -157,7 +157,7 @@ class S3Store:
     def age(self, path: str) -> float:
         """By the store's clock: its time of the response less its time of the last write."""
         response = self._head(path)
-        return _age_at(response["ResponseMetadata"]["HTTPHeaders"]["date"], response["LastModified"])
+        return float((_date_of(response) - response["LastModified"]).total_seconds())
 
     def listdir(self, path: str) -> list[str]:
         return sorted(self.list_ages(path))
@@ -169,9 +169,11 @@ class S3Store:
         more: dict[str, Any] = {}
         while True:
             page = self.attempt("list", "list_objects_v2", path, Prefix=prefix, Delimiter="/", **more)
-            found = {entry["Prefix"]: None for entry in page.get("CommonPrefixes", [])}
-            date = page["ResponseMetadata"]["HTTPHeaders"]["date"]
-            found |= {entry["Key"]: _age_at(date, entry["LastModified"]) for entry in page.get("Contents", [])}
+            found: dict[str, float | None] = {entry["Prefix"]: None for entry in page.get("CommonPrefixes", [])}
+            written = {entry["Key"]: entry["LastModified"] for entry in page.get("Contents", [])}
+            if written:
+                now = _date_of(page)
+                found |= {key: float((now - at).total_seconds()) for key, at in written.items()}
             ages |= {name[len(prefix) :].rstrip("/"): age for name, age in found.items() if name != prefix}
             if not page.get("IsTruncated"):
                 return ages
@@ -383,6 +385,6 @@ def _length_of(response: dict[str, Any]) -> int:
     return int(last) - int(first) + 1 if last else int(response["ContentLength"])
 
 
-def _age_at(date: str, written: datetime) -> float:
-    """Seconds from a write to a response of that date, both by the store's clock."""
-    return float((parsedate_to_datetime(date) - written).total_seconds())
+def _date_of(response: Mapping[str, Mapping[str, Mapping[str, str]]]) -> datetime:
+    """Of a response, by the store's clock."""
+    return parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])

@@ -22,6 +22,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.cost import flops_per_token
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.exporter import Exporter
+from tests.launcher.backends.slurm.conftest import slurm as slurm
 from tests.monitoring.made import Made
 from tests.monitoring.prometheus import Watching, watching
 from tests.monitoring.test_live import RECIPE, Live
@@ -306,15 +307,6 @@ def preempt(live: Live, attempt: int, proxy: FaultProxy, fault: Fault | None) ->
 
 # -- a scheduler -----------------------------------------------------------------------------------------------------
 LIMIT, NOTICE = 44, 12
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
-    made = FakeSlurm(tmp_path / "slurm")
-    for name, value in made.env.items():
-        monkeypatch.setenv(name, value)
-    yield made
-    made.close()
 
 
 def on_slurm(root: Path, slurm: FakeSlurm) -> Live:

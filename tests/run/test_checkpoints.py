@@ -21,7 +21,7 @@ from launchyard.run import checkpoints
 from launchyard.run.checkpoints import RunCheckpoints, newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-from launchyard.storage.shards import MANIFEST, Manifest, read_head, sealed
+from launchyard.storage.shards import MANIFEST, Manifest, ManifestHead, read_head, sealed
 from launchyard.training.artifacts import _newest
 from tests.training.checkpoint.test_checkpointer import IDENTITY, checkpointer, claim
 
@@ -214,7 +214,13 @@ def test_none_is_passed_over_by_a_bit_that_flips_on_the_way(
     assert history.starts == [0, 3] and set(history.commits) == {3, 6}
     claim(history.run, 2)
     read = read_head
-    monkeypatch.setattr(checkpoints, "read_head", lambda folder: replace(read(folder), **flipped))  # type: ignore[type-var]
+
+    def read_flipped(folder: str) -> ManifestHead:
+        head = read(folder)
+        assert head is not None
+        return replace(head, **flipped)
+
+    monkeypatch.setattr(checkpoints, "read_head", read_flipped)
     found = RunCheckpoints(history.run)
     assert list(found.counting()) == [6, 3] and not found.foreign(6) and found.missing() is None
 

@@ -9,7 +9,6 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from launchyard.launcher.recipe.load import load_recipe
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.prepare.prepare import prepare
+from tests.launcher.backends.slurm.conftest import slurm as slurm
 from tests.support.fake_ray import FakeRay
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.small_runs import write_chunks
@@ -82,15 +82,6 @@ def desk(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return Desk(tmp_path / "work", prepared, capsys)
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
-    made = FakeSlurm(tmp_path / "slurm")
-    for name, value in made.env.items():
-        monkeypatch.setenv(name, value)
-    yield made
-    made.close()
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
