@@ -66,14 +66,20 @@ def test_a_silent_node_is_exchanged_and_the_others_stay(others: bool, cluster: F
     place.ok("cancel", run.run_id)
 
 
-def test_a_dead_node_is_exchanged_before_ray_has_noticed(cluster: FakeRay, place: Place) -> None:
-    cluster.nodes(3)
+def one_of_two_dies(cluster: FakeRay, place: Place) -> tuple[Launched, dict[str, Any]]:
+    """A run of two nodes that has saved, and what is known of its first node; the second one is gone."""
     place.workers_do(save_every=5)
     run = place.launch("--nodes", "2")
     run.steps(7)
     first, last = nodes_of(run)
     cluster.lose_node(1)
     os.kill(last["pid"], signal.SIGKILL)
+    return run, first
+
+
+def test_a_dead_node_is_exchanged_before_ray_has_noticed(cluster: FakeRay, place: Place) -> None:
+    cluster.nodes(3)
+    run, first = one_of_two_dies(cluster, place)
     run.steps(1, attempt=1)
     record = run.run.outcome(0)
     assert record is not None and record.reason == "node lost"
@@ -85,12 +91,7 @@ def test_a_dead_node_is_exchanged_before_ray_has_noticed(cluster: FakeRay, place
 
 def test_the_others_stay_until_there_is_a_node_in_the_place_of_a_dead_one(cluster: FakeRay, place: Place) -> None:
     """With what they have in memory; the wait is told."""
-    place.workers_do(save_every=5)
-    run = place.launch("--nodes", "2")
-    run.steps(7)
-    first, last = nodes_of(run)
-    cluster.lose_node(1)
-    os.kill(last["pid"], signal.SIGKILL)
+    run, first = one_of_two_dies(cluster, place)
     run.wait(lambda: run.status()["state"] == "pending")
     assert "of 1 node here 1 has that much" in run.status()["queue"]
     assert not gone(first["agent"]) and cluster.given_back() == [1]
