@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-import psutil
-
 from launchyard.host.collector import uncollected
-from launchyard.host.processes import die_with_parent
+from launchyard.host.processes import born_at, die_with_parent
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
 from launchyard.run.frozen import check_frozen
@@ -199,7 +197,7 @@ def work(
     on_event = Events(run, world, log=sys.stdout if around is None else around.log)
     progress.rows.append(on_event)
     began = time.time()
-    born = psutil.Process().create_time()
+    born = born_at(os.getpid()) or began
     on_event(events.PROCESS_STARTED, rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
     pulse = open_pulse(world, recipe) if around is None else None
     progress.pulse = pulse

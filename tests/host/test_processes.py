@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ else:
     import time
     time.sleep(60)
 """
+
+
+def test_a_process_is_born_between_the_looks_at_the_clock_before_and_after() -> None:
+    """To 20 ms: the time of the boot that the system tells is a whole second, and makes it up to one earlier."""
+    before = time.time()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        after = time.time()
+        try:
+            born = processes.born_at(process.pid)
+        finally:
+            process.kill()
+    assert born is not None and before - 0.02 <= born <= after + 0.02
+    assert processes.born_at(process.pid) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")

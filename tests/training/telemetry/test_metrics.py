@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launchyard.host.processes import born_at
 from launchyard.model.devices import peak_bytes, peak_flops
 from launchyard.run.events import SAVE_FAILED, SAVED
 from launchyard.run.rundir import RunDir
@@ -287,7 +288,7 @@ def test_a_live_run_says_what_its_rows_say_across_a_kill(tmp_path: Path) -> None
             assert [target.rank for target in run.targets(attempt)] == [0, 1]
             assert all(url.startswith("http://127.0.0.1:") for url in urls)
             for rank, url in enumerate(urls):
-                began = process_began(processes[rank].pid)
+                began = born_at(processes[rank].pid) or 0.0
                 before = time.time() - began
                 series = scrape(url)
                 assert 0.99 * before <= phases_of(series) <= 1.01 * (time.time() - began)
@@ -341,9 +342,3 @@ def check_row_phases(run: RunDir) -> None:
         total = sum(sum(row["phases"].values()) for row in rows)
         assert total == pytest.approx(rows[-1]["time"] - born, rel=0.01)
         assert set().union(*(row["phases"] for row in rows)) >= {"init", "forward_backward", "collective_wait"}
-
-
-def process_began(pid: int) -> float:
-    import psutil
-
-    return float(psutil.Process(pid).create_time())
