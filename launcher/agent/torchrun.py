@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from launchyard.host.processes import python_argv
-from launchyard.launcher.agent.start.ranks import BACKEND
+from launchyard.launcher.agent.start.rendezvous import BACKEND
 
 # The node agent shields torchrun from these (it starts with them ignored) and asks the workers to stop by a file.
 # SIGQUIT stays handled, so that a person can still end torchrun and its workers by hand.
@@ -53,7 +53,7 @@ def torchrun_argv(
         f"--rdzv-backend={BACKEND}",
         f"--rdzv-endpoint={rdzv_endpoint}",
         f"--rdzv-id={rdzv_id}",
-        f"--rdzv-conf=join_timeout={join_timeout},is_host={'true' if node_rank == 0 else 'false'}",
+        f"--rdzv-conf=join_timeout={join_timeout}",
         "--monitor-interval=0.1",
     ]
     if nnodes == 1:

@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol, cast
 from launchyard.host.collector import uncollected
 from launchyard.host.environment import SERVER, set_variables, variable
 from launchyard.host.processes import name_worker
-from launchyard.launcher.agent.start.ranks import register_backend
+from launchyard.launcher.agent.start.rendezvous import register_backend
 
 STANDBY = "--standby"
 WORKER = "launchyard.training.worker"
@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> None:
     stands_by = argv[1:2] == [STANDBY]
     start_server(argv[2] if stands_by else worker_module(argv), everything=stands_by)
     with uncollected(lasting=True):
-        from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at an attempt
         from torch.distributed.launcher.api import elastic_launch
         from torch.distributed.run import config_from_args, parse_args
 

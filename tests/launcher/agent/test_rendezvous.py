@@ -1,0 +1,56 @@
+"""Nodes of an attempt meet as soon as the last one is there, in whatever order they come, with the ranks they have."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
+
+from launchyard.host.ports import free_port
+from launchyard.launcher.agent.start.rendezvous import BACKEND, Meeting
+
+APART = 0.15  # seconds between two nodes
+
+
+def meeting(rank: int, n_nodes: int, port: int, seconds: int = 60) -> Meeting:
+    endpoint = f"127.0.0.1:{port}"
+    return Meeting(rank, RendezvousParameters(BACKEND, endpoint, "an id", n_nodes, n_nodes, join_timeout=seconds))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)], ids=str)
+def test_all_go_on_once_the_last_is_there(order: tuple[int, ...]) -> None:
+    """Not a second later, as one that asks once a second does: each reads what all others have written."""
+    port = free_port()
+    meetings = [meeting(rank, len(order), port) for rank in order]  # node 0 has the store
+
+    def meet(place: int) -> tuple[int, int, float, list[str]]:
+        rank = order[place]
+        time.sleep(APART * place)
+        found = meetings[place].next_rendezvous()
+        met = time.monotonic()
+        found.store.set(f"of {rank}", str(place))
+        return found.rank, found.world_size, met, [found.store.get(f"of {other}").decode() for other in order]
+
+    with ThreadPoolExecutor(len(order)) as pool:
+        began = time.monotonic()
+        found = list(pool.map(meet, range(len(order))))
+    last = began + APART * (len(order) - 1)
+    for place, (rank, size, met, read) in enumerate(found):
+        assert (rank, size, read) == (order[place], len(order), ["0", "1", "2", "3"])
+        assert last <= met < last + 0.9
+
+
+def test_those_that_do_not_come_are_named() -> None:
+    port = free_port()
+
+    def meet(rank: int) -> str:
+        with pytest.raises(RendezvousTimeoutError, match=r"4 nodes did not meet \(2 s are allowed\): ") as caught:
+            meeting(rank, 4, port, seconds=2).next_rendezvous()
+        return str(caught.value).partition("): ")[2]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(meet, (0, 2))) == ["missing: node 1, 3", "node 0 did not say that all are there"]
+    with pytest.raises(RendezvousTimeoutError, match=rf"node 0 does not listen at 127.0.0.1:{(taken := free_port())}"):
+        meeting(1, 2, taken, seconds=1).next_rendezvous()
