@@ -93,7 +93,7 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch, standby: Standby | Non
     try:
         while child.poll() is None and watch.poll(child.pid):
             if standby is not None:
-                standby.poll(env, node.worker_module)
+                standby.poll(env, node.shape, node.worker_module)
             time.sleep(POLL_SECONDS)
     finally:
         code = started.end()

@@ -16,8 +16,9 @@ from typing import IO
 from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH, SERVER, SLOTS
 from launchyard.host.processes import python_argv, start_shielded
 from launchyard.launcher.agent.start.started import Started, make_folder
-from launchyard.launcher.agent.start.torchrun_process import STANDBY, Assignment
+from launchyard.launcher.agent.start.torchrun_process import Assignment, standby_words
 from launchyard.launcher.agent.torchrun import PROCESS
+from launchyard.run.records import Shape
 from launchyard.training.telemetry.heartbeat import read_pulses
 
 OF_AN_ATTEMPT = frozenset(
@@ -44,7 +45,7 @@ class Standby:
         self._asked = 0.0
         self._steady: dict[str, float] = {}  # attempt -> when it was first seen to train
 
-    def poll(self, env: dict[str, str], module: str) -> None:
+    def poll(self, env: dict[str, str], shape: Shape, module: str) -> None:
         """Makes the next torchrun ready once the workers of an attempt, whose variables `env` is, train steadily."""
         now = time.monotonic()
         if self._waiting is not None or now - self._asked < POLLED_SECONDS:
@@ -55,15 +56,15 @@ class Standby:
             return
         since = self._steady.setdefault(env[MARK_ATTEMPT], now)
         if now - since >= STEADY_SECONDS and _has_room():
-            self._prepare(env, module)
+            self._prepare(env, standby_words(module, nnodes=shape.nnodes, nproc_per_node=shape.nproc_per_node))
 
-    def _prepare(self, env: dict[str, str], module: str) -> None:
+    def _prepare(self, env: dict[str, str], words: list[str]) -> None:
         """The process is marked as one of the attempt to come."""
         attempt = str(int(env[MARK_ATTEMPT]) + 1)
         lasting = _lasting(env)
         read, write = os.pipe()
         with open(os.devnull, "wb") as nowhere, os.fdopen(read, "rb") as orders:
-            argv = [*python_argv(sys.executable), "-m", PROCESS, STANDBY, module]
+            argv = [*python_argv(sys.executable), "-m", PROCESS, *words]
             folder = make_folder()
             variables = {**lasting, MARK_ATTEMPT: attempt, SERVER: folder}
             started = Started(start_shielded(argv, env=variables, output=nowhere, orders=orders), folder)

@@ -36,6 +36,7 @@ _START = [
 ]
 _FIRST = "launchyard.training.imports.first"
 _LATER = "launchyard.training.imports.later"
+_SHARDED = "launchyard.training.imports.sharded"
 _LAST = "launchyard.launcher.agent.start.settled"
 
 
@@ -53,7 +54,7 @@ class Assignment:
 
 def main(argv: Sequence[str]) -> None:
     stands_by = argv[1:2] == [STANDBY]
-    start_server(argv[2] if stands_by else worker_module(argv), everything=stands_by)
+    start_server(worker_module(argv), several=number_of_ranks(argv) > 1, everything=stands_by)
     with uncollected(lasting=True):
         from torch.distributed.launcher.api import elastic_launch
         from torch.distributed.run import config_from_args, parse_args
@@ -82,9 +83,19 @@ def worker_module(argv: Sequence[str]) -> str:
     return argv[argv.index("--module") + 1]
 
 
-def start_server(module: str, *, everything: bool) -> None:
+def number_of_ranks(argv: Sequence[str]) -> int:
+    given = dict(word.split("=", 1) for word in argv if word.startswith(("--nnodes=", "--nproc-per-node=")))
+    return int(given["--nnodes"]) * int(given["--nproc-per-node"])
+
+
+def standby_words(module: str, *, nnodes: int, nproc_per_node: int) -> list[str]:
+    """The arguments of a process that stands by: what it must know of the attempt to come, in torchrun's words."""
+    return [STANDBY, f"--nnodes={nnodes}", f"--nproc-per-node={nproc_per_node}", "--module", module]
+
+
+def start_server(module: str, *, several: bool, everything: bool) -> None:
     """Starts the server in a process of its own, which imports while this one does. Only our own worker is known."""
-    ours = [_FIRST, *([_LATER] if everything else [])] if module == WORKER else []
+    ours = [_FIRST, *([_SHARDED] if several else []), *([_LATER] if everything else [])] if module == WORKER else []
     multiprocessing.set_forkserver_preload([*_START, *ours, _LAST])
     tempfile.tempdir = variable(SERVER)
     forkserver.ensure_running()
