@@ -31,6 +31,7 @@ from launchyard.launcher.sandbox.ray.host import Settings
 from launchyard.launcher.sandbox.ray.site import Site
 
 LAUNCH = [sys.executable, "-m", "launchyard"]
+READY_SECONDS = 15  # after a start, until the next torchrun stands by: runs are not killed in their first steps
 WORDS = ["train.device=cpu", "train.max_steps=100000", "checkpoint.every_steps=50", "metrics.prometheus=false"]
 DYING_SECONDS = 3  # the other worker may write rows as long after a kill; nobody is back as soon
 
@@ -89,6 +90,7 @@ class Bench:
             "ours: notice -> first step": preempt["first_step_seconds"],
             "ours: steps lost by preemption": preempt["steps_lost"],
         }
+        time.sleep(READY_SECONDS)
         kill = self.drill("kill", run)
         found |= {
             "ours: worker killed -> first step": kill["first_step_seconds"],

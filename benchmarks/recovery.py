@@ -3,10 +3,13 @@
     python benchmarks/recovery.py [--kills 5] [--pause 20] [--cluster NAME] [--nodes 1] [--ranks 2]
     python benchmarks/recovery.py --goodput 10 --pause 60
     python benchmarks/recovery.py --cluster sandbox-ray --nodes 2 --ranks 1      # after `launch sandbox up ray`
+    python benchmarks/recovery.py --cluster sandbox-slurm --nodes 2 --ranks 1 --spares 1 --fault node-loss --kills 1
 
-The run is the bundled quickstart with more steps than it can make; `launch drill kill` kills, and measures from the
-SIGKILL to the first step that the next attempt finishes. Side by side, one after the other: with snapshots in memory,
-and without. `--goodput MINUTES`: one run, killed after each pause, and the share of its time that brought it forward.
+The run is the bundled quickstart with more steps than it can make; `launch drill` brings the fault, and measures from
+it to the first step that the next attempt finishes. Side by side, one after the other: with snapshots in memory, and
+without (a killed worker alone: what a node takes with it is no matter of the disk). The pauses are long enough for the
+next torchrun to stand by. `--goodput MINUTES`: one run, killed after each pause, and the share of its time that
+brought it forward.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Measured:
             *LAUNCH, "quickstart", *place, "--detach", "--run-url", self.url, "train.max_steps=100000",
             "train.device=cpu", f"resources.nproc_per_node={given.ranks}", "validation.every_steps=null",
             "checkpoint.every_steps=500", f"checkpoint.snapshot_steps={snapshots}", "resources.max_failures=1000",
+            f"resources.spare_nodes={given.spares}",
         ]  # fmt: skip
+        self._fault = given.fault
 
     def __enter__(self) -> Measured:
         subprocess.run(self._argv, check=True, stdout=subprocess.DEVNULL)
@@ -50,24 +55,25 @@ class Measured:
     def __exit__(self, *error: object) -> None:
         subprocess.run([*LAUNCH, "cancel", self.url], check=False, stdout=subprocess.DEVNULL)
 
-    def kill(self) -> dict[str, Any]:
-        done = subprocess.run([*LAUNCH, "drill", "kill", self.url, "--json"], check=True, stdout=subprocess.PIPE)
+    def hurt(self) -> dict[str, Any]:
+        done = subprocess.run([*LAUNCH, "drill", self._fault, self.url, "--json"], check=True, stdout=subprocess.PIPE)
         return dict(json.loads(done.stdout))
 
 
 def recoveries(given: argparse.Namespace, folder: Path) -> None:
     seconds: dict[str, list[float]] = {}
-    for number, (side, snapshots) in enumerate(SIDES.items()):
+    sides = SIDES if given.fault == "kill" else {"snapshots": "auto"}
+    for number, (side, snapshots) in enumerate(sides.items()):
         with Measured(folder, f"run{number}", given, snapshots) as run:
             found = []
             for _ in range(given.kills):
                 time.sleep(given.pause)
-                found.append(run.kill())
+                found.append(run.hurt())
         seconds[side] = [float(one["first_step_seconds"]) for one in found]
         lost = [int(one["steps_lost"]) for one in found]
         times = seconds[side]
         print(
-            f"{side:12} SIGKILL to the first step: {statistics.median(times):5.2f} s ({min(times):.2f} to "
+            f"{side:12} {given.fault} to the first step: {statistics.median(times):5.2f} s ({min(times):.2f} to "
             f"{max(times):.2f}); steps lost: {statistics.median(lost):g} ({min(lost)} to {max(lost)})"
         )
     tell({f"recovery, {side}": times for side, times in seconds.items()})
@@ -79,7 +85,7 @@ def goodput(given: argparse.Namespace, folder: Path) -> None:
         kills = 0
         while time.monotonic() + given.pause < end:
             time.sleep(given.pause)
-            run.kill()
+            run.hurt()
             kills += 1
         time.sleep(max(0.0, end - time.monotonic()))
         found = read_goodput(RunDir(run.url))
@@ -92,6 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--pause", type=float, default=20.0, help="seconds before each kill")
+    parser.add_argument("--fault", choices=("kill", "node-loss", "freeze"), default="kill")
+    parser.add_argument("--spares", type=int, default=0, help="nodes that wait for another to be lost")
     parser.add_argument("--goodput", type=float, help="minutes")
     parser.add_argument("--cluster", help="a cluster file or its name; default: this machine")
     parser.add_argument("--nodes", type=int, default=1)

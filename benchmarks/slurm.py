@@ -27,6 +27,7 @@ import yaml
 from launchyard.launcher.sandbox.slurm.conf import Settings
 from launchyard.launcher.sandbox.slurm.site import Site
 
+READY_SECONDS = 15  # after a start, until the next torchrun stands by: runs are not killed in their first steps
 LAUNCH = [sys.executable, "-m", "launchyard"]
 
 
@@ -71,6 +72,7 @@ class Bench:
             "notice -> started again": preempt["claimed_seconds"],
             "started again -> first step": preempt["first_step_seconds"] - preempt["claimed_seconds"],
         }
+        time.sleep(READY_SECONDS)
         kill = self.drill("kill", run)
         found |= {"worker killed -> first step": kill["first_step_seconds"]}
         lost = {"steps lost by preemption": preempt["steps_lost"], "steps lost by the kill": kill["steps_lost"]}

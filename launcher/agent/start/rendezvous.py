@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 BACKEND = "launchyard"
 TRIED_SECONDS = 0.02  # between two looks whether node 0 listens: its store's own client looks once a second
-CONNECT_SECONDS = 5.0
-NAMED = 8  # of the nodes that are missing
+LISTENS_SECONDS = 5.0
+NAMED_NODES = 8  # of the nodes that are missing
 
 
 def register_backend(node_rank: int) -> None:
@@ -78,7 +78,7 @@ class Meeting:
 
     def _await_listener(self, until: float) -> None:
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((self._host, self._port), CONNECT_SECONDS):
+            with contextlib.suppress(OSError), socket.create_connection((self._host, self._port), LISTENS_SECONDS):
                 return
             if time.monotonic() >= until:
                 raise self._too_late(f"node 0 does not listen at {self._host}:{self._port}")
@@ -105,8 +105,8 @@ class Meeting:
         if self._rank != 0:
             return "node 0 did not say that all are there"
         missing = [str(rank) for rank in range(1, self._n_nodes) if not store.check([_joined(rank)])]
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        return f"missing: node {', '.join(missing[:NAMED])}{more}"
+        more = f" and {len(missing) - NAMED_NODES} more" if len(missing) > NAMED_NODES else ""
+        return f"missing: node {', '.join(missing[:NAMED_NODES])}{more}"
 
     def _too_late(self, why: str) -> Exception:
         from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
