@@ -235,8 +235,9 @@ def launches(line: str) -> bool:
     return generate.root_command().get_command(context, line.split()[1]) is None
 
 
-# The README types the quickstart too.
-TYPED = [pytest.param(path, marks=[pytest.mark.slow] if path.name == "quickstart.md" else []) for path in PAGES]
+# The README types the quickstart too; the others take longest.
+LONG = ("quickstart.md", "generate-and-export.md", "evaluate.md")
+TYPED = [pytest.param(path, marks=[pytest.mark.slow] if path.name in LONG else []) for path in PAGES]
 
 
 @pytest.mark.parametrize("path", TYPED, ids=name_of)

@@ -80,6 +80,7 @@ def test_files_of_the_working_directory_do_not_matter(place: Place) -> None:
     assert not [name for name in SHADOWS if name in place.log(0)]
 
 
+@pytest.mark.slow
 def test_an_edited_checkout_changes_no_run_that_was_submitted(place: Place, tmp_path: Path) -> None:
     """Not its next attempt; a resume runs the new code, and says and records it."""
     clone = clone_code(tmp_path / "clone")

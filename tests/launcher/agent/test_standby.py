@@ -96,6 +96,7 @@ def test_nothing_stands_by_before_a_step_is_made_nor_once_it_is_closed(run: RunD
     assert wait_until(lambda: not marked(run.url), seconds=3)
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_may_have_a_long_name(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ def test_what_a_recipe_may_not_say(keys: dict[str, Any], message: str) -> None:
     assert "slack.com/services" not in str(error.value.errors(include_input=False))
 
 
+@pytest.mark.slow
 def test_typed_a_killed_worker_and_its_restart_are_one_message(tmp_path: Path, webhook: Webhook) -> None:
     """With real workers, a URL in a variable, and code that dies once."""
     shell = Shell(tmp_path)

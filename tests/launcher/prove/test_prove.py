@@ -39,6 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, novel: str, tokenizer_file
     return shell
 
 
+@pytest.mark.slow
 def test_every_stretch_is_made_again_to_the_bit(trained: Shell) -> None:
     """Of both attempts, each by its own recipe."""
     before = sorted(path.relative_to(trained.here) for path in (trained.here / "run").rglob("*"))

@@ -46,7 +46,9 @@ def test_an_agent_that_is_killed_has_another_one_in_its_place(cluster: FakeRay, 
     run.wait(lambda: gone(after["agent"]))
 
 
-@pytest.mark.parametrize("others", [True, False], ids=["another node", "no other node"])
+@pytest.mark.parametrize(
+    "others", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["another node", "no other node"]
+)
 def test_a_silent_node_is_exchanged_and_the_others_stay(others: bool, cluster: FakeRay, place: Place) -> None:
     """Where there is no other one its actor is ended, and what is frozen with it; a new one takes its place."""
     cluster.nodes(3 if others else 2)

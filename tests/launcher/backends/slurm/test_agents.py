@@ -33,7 +33,7 @@ def test_a_failure_of_the_worker_costs_no_agent(slurm: FakeSlurm, place: Place) 
 LOSSES = {signal.SIGKILL: "agent lost", signal.SIGSTOP: "node silent"}
 
 
-@pytest.mark.parametrize("number", LOSSES)
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_lost_agent_is_replaced_on_its_node(number: signal.Signals, slurm: FakeSlurm, place: Place) -> None:
     """A frozen one is ended first: no node has two."""
     place.workers_do(save_every=5)

@@ -196,6 +196,7 @@ def test_a_resumed_job_on_such_a_node_waits_for_the_lease_of_the_last_owner(
 
 
 # -- the witnesses disagree ------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_run_whose_owner_is_silent_is_no_running_one(slurm: FakeSlurm, place: Place) -> None:
     """SLURM sees its process, and that hangs: nobody may take the run, and a person may end it."""
     run = place.launch()

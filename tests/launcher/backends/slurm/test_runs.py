@@ -295,6 +295,7 @@ def preempted_without_controller(slurm: FakeSlurm, place: Place) -> Launched:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_given_back_when_the_controller_answers(slurm: FakeSlurm, place: Place) -> None:
     """Its owner waits: a run that has saved does not end because nobody took it back."""
     run = preempted_without_controller(slurm, place)
