@@ -304,7 +304,7 @@ def test_a_spent_budget_ends_in_an_error(s3: Bucket, proxy: FaultProxy, retries:
     began = time.monotonic()
     with retry.retry_budget(2), pytest.raises(StoreError) as caught:
         files.read(f"{s3.url}/f")
-    assert 0.8 < time.monotonic() - began < 4
+    assert 0.8 < time.monotonic() - began < 10
     assert not isinstance(caught.value, PermissionError)
     assert_reads_well(str(caught.value), f"{s3.url}/f: could not read")
     assert len(retries) >= 2

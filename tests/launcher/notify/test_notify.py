@@ -138,15 +138,15 @@ def test_a_slow_or_dead_one_holds_up_nothing(
         polled = notifier(run, hook.url, threshold={"below": 1.0})
         began = time.monotonic()
         polled.poll()
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1.0
         began = time.monotonic()
         polled.ended(ended())
         assert time.monotonic() - began < 3.0
     monkeypatch.setattr(notify, "FAREWELL_WAIT_SECONDS", 0.3)
     monkeypatch.setattr(notify, "ONE_TRY_SECONDS", 30.0)
     began = time.monotonic()
-    notifier(run, hooks(seconds=1.5).url).ended(ended(attempt=7))
-    assert time.monotonic() - began < 1.0
+    notifier(run, hooks(seconds=4.0).url).ended(ended(attempt=7))
+    assert time.monotonic() - began < 3.0
 
 
 def test_the_threshold_is_noticed_once(run: RunDir) -> None:

@@ -88,10 +88,10 @@ def test_a_collective_inside_a_step_is_nobodys_compute() -> None:
         clock.enter(phase)
         before = clock.seconds[counted]
         with clock.waits():
-            time.sleep(0.02)
+            time.sleep(0.2)
         assert clock.phase == phase
-        assert clock.seconds[counted] - before >= 0.02
-    assert clock.seconds["forward_backward"] < 0.02
+        assert clock.seconds[counted] - before >= 0.2
+    assert clock.seconds["forward_backward"] < 0.2
 
 
 # -- the table and the endpoint ---
@@ -160,7 +160,7 @@ def test_a_last_scrape_is_waited_for_only_if_somebody_comes() -> None:
     try:
         began = time.monotonic()
         assert not exporter.last_scrape()
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 2
         scrape(exporter.url)
         later = threading.Timer(0.3, scrape, [exporter.url])
         later.start()

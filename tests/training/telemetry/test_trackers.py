@@ -96,7 +96,7 @@ def test_a_slow_tracker_holds_nobody_up() -> None:
         trackers.step(row(step))
     trackers.close()
     trackers.wait(0.3)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.0  # of 3.8 in which it would have been told of all
     assert "within" in events[-1]["message"]
 
 
