@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 # Tests that need something special have their own targets.
 SPECIAL := gpu or llamacpp or slurm or ray or s3 or browser or monitoring or chaos or families
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
@@ -23,7 +23,7 @@ help: ## Show this list
 	@echo
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 	@echo
-	@echo '  variables: PYTHON=python3.12   ARGS="…" (passed on)   JOBS=2 (tests at once)   TORCH_INDEX=URL (see CONTRIBUTING.md)'
+	@echo '  variables: PYTHON=python3.12   ARGS="…" (passed on)   JOBS=3 (tests at once)   TORCH_INDEX=URL (see CONTRIBUTING.md)'
 
 setup: ## Make .venv with what `launch` needs
 	@./setup.sh train

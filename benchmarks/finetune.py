@@ -157,7 +157,7 @@ def with_trl(model: str, precision: str) -> Step:
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    known = {"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}  # of a row; the rows themselves come step by step
+    known = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}  # of a row; the rows themselves come step by step
     words = {"bf16": False, "gradient_checkpointing": False, "report_to": "none", "use_cpu": True}
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
@@ -173,7 +173,7 @@ def with_trl(model: str, precision: str) -> Step:
             parameter.data.copy_(first_a(our_name(name), *parameter.shape))
 
     def loss_of(rows: list[Row]) -> Any:
-        examples = [{"input_ids": ids, "completion_mask": [int(n >= at) for n in range(len(ids))]} for ids, at in rows]
+        examples = [{"input_ids": ids, "labels": [*[-100] * at, *ids[at:]]} for ids, at in rows]
         return trainer.compute_loss(adapted, trainer.data_collator(examples))
 
     return as_users_step(adapted, loss_of)
