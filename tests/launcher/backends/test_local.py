@@ -114,6 +114,7 @@ def test_a_user_stop_beats_a_preemption(standin: Standin) -> None:
     assert standin.run.attempts() == [0]
 
 
+@pytest.mark.slow
 def test_killed_worker_is_named_and_the_run_recovers(standin: Standin) -> None:
     standin.submit(workers=2, steps=30, save_every=5, faults={"0": {"kill_at": 12}})
     assert standin.outcome().outcome == "completed"

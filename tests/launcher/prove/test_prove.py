@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, novel: str, tokenizer_file
 
 
 @pytest.mark.slow
-def test_every_stretch_is_made_again_to_the_bit(trained: Shell) -> None:
+def test_every_stretch_is_made_again_to_the_bit_and_a_row_that_was_not_so_is_named(trained: Shell) -> None:
     """Of both attempts, each by its own recipe."""
     before = sorted(path.relative_to(trained.here) for path in (trained.here / "run").rglob("*"))
     done = trained("prove", "run", "--points", "9", "--steps", "4", "--json", timeout=300)
@@ -53,9 +53,6 @@ def test_every_stretch_is_made_again_to_the_bit(trained: Shell) -> None:
         (8, 1, True),
     ]
     assert sorted(path.relative_to(trained.here) for path in (trained.here / "run").rglob("*")) == before
-
-
-def test_a_row_that_was_not_so(trained: Shell) -> None:
     file = trained.here / "run/metrics/steps-0000.jsonl"
     kept = file.read_bytes()
     rows = [json.loads(line) for line in kept.splitlines()]

@@ -48,7 +48,7 @@ def test_a_file_of_tasks_is_found_beside_the_recipe_and_from_here(
             ["gone.yaml"],
             r"validation.tasks=.* on the command line: validation.tasks: no such file or folder: gone.yaml",
         ),
-        (["TASK", "ourz"], "there is no task ourz"),
+        pytest.param(["TASK", "ourz"], "there is no task ourz", marks=pytest.mark.slow),
     ],
 )
 def test_tasks_that_are_not_there(tmp_path: Path, tasks: list[str], message: str) -> None:

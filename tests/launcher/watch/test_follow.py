@@ -21,6 +21,7 @@ from launchyard.launcher.watch.follow import follow
 from tests.support.standin import Standin, kill
 
 
+@pytest.mark.slow
 def test_follow_a_run_to_its_end(standin: Standin) -> None:
     job = standin.submit(steps=30, save_every=10)
     out = io.StringIO()

@@ -139,6 +139,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(
     tmp_path: Path, small: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
