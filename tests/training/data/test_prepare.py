@@ -152,14 +152,8 @@ def test_killed_and_run_again(
     out, went_on, puts, killed = tmp_path / "out", 0, 0, True
     while killed:
         puts += 1 + puts // 2
-        arguments = [
-            str(small),
-            tokenizer_file,
-            str(out),
-            str(puts),
-            "half" if puts % 2 else "",
-            "2" if puts == 5 else "1",
-        ]
+        how = [str(puts), "half" if puts % 2 else "", "2" if puts == 5 else "1"]
+        arguments = [str(small), tokenizer_file, str(out), *how]
         done = subprocess.run([sys.executable, str(tmp_path / "killed.py"), *arguments], capture_output=True, text=True)
         killed = done.returncode == -signal.SIGKILL
         assert killed or done.returncode == 0, done.stderr
