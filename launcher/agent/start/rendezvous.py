@@ -7,7 +7,6 @@ memory, and no owner.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from datetime import timedelta
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.distributed import Store
-    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+    from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters
 
 BACKEND = "launchyard"
 TRIED_SECONDS = 0.02  # between two looks whether node 0 listens: its store's own client looks once a second
-LISTENS_SECONDS = 5.0
+LISTENS_SECONDS = 5.0  # for one look, where nothing answers
 NAMED_NODES = 8  # of the nodes that are missing
 
 
@@ -28,11 +27,7 @@ def register_backend(node_rank: int) -> None:
     """From now on torchrun knows the backend, in which this node has that rank."""
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
-    rendezvous_handler_registry.register(BACKEND, partial(_make, node_rank))
-
-
-def _make(node_rank: int, parameters: RendezvousParameters) -> RendezvousHandler:
-    return Meeting(node_rank, parameters)
+    rendezvous_handler_registry.register(BACKEND, partial(Meeting, node_rank))
 
 
 class Meeting:
@@ -78,11 +73,14 @@ class Meeting:
 
     def _await_listener(self, until: float) -> None:
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((self._host, self._port), LISTENS_SECONDS):
+            try:
+                socket.create_connection((self._host, self._port), LISTENS_SECONDS).close()
+            except OSError as error:  # also a name that is not known here
+                if time.monotonic() >= until:
+                    raise self._too_late(f"node 0 does not listen at {self._host}:{self._port} ({error})") from error
+                time.sleep(TRIED_SECONDS)
+            else:
                 return
-            if time.monotonic() >= until:
-                raise self._too_late(f"node 0 does not listen at {self._host}:{self._port}")
-            time.sleep(TRIED_SECONDS)
 
     def _await_all(self, store: Store, until: float) -> None:
         """Node 0 waits for each, the others for its word: a thousand nodes do not ask for a thousand each."""
