@@ -101,8 +101,9 @@ venv_works || build_venv
 touch "$VENV/.unfinished"
 rm -f "$(stamp train)" "$(stamp dev)"
 say "installing launchyard[$EXTRA]: about 200 MB with a CPU build of torch, some GB with the CUDA build that PyPI has for Linux"
-# The build backend comes from the same pins, so nothing is fetched that constraints.txt does not name.
-pip_install hatchling
+# The build backends come from the same pins, so nothing is fetched that constraints.txt does not name: ours, and the one
+# of packages that have no wheel, which a Python from 3.12 on lacks and an older one has in a version that makes none.
+pip_install hatchling setuptools
 pip_install --no-build-isolation --editable ".[${EXTRA/#train/train,slurm}]"  # SLURM is submitted to with one small package
 rm "$VENV/.unfinished"
 printf '%s' "$FINGERPRINT" >"$(stamp "$EXTRA")"
