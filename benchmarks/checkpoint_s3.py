@@ -31,7 +31,8 @@ from streamed import BUCKET, server
 
 from launchyard.run.rundir import RunDir
 from launchyard.storage.stores.registry import store_for
-from launchyard.storage.stores.s3 import PARTS_AT_ONCE, UPLOAD_PART_BYTES
+from launchyard.storage.stores.s3 import UPLOAD_PART_BYTES
+from launchyard.storage.stores.s3_parts import PARTS_AT_ONCE
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Identity
 from launchyard.training.checkpoint.parts import PIECE_BYTES, READERS, as_bytes
