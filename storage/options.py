@@ -15,7 +15,10 @@ Acl = Literal[
 
 
 class Writer(Protocol):
-    """A file that grows. It is complete after `close`; `discard` leaves nothing."""
+    """A file that grows. It is complete after `close`; `discard` leaves nothing.
+
+    What is written may be sent later, from where it lies: it must not change before `close` has returned.
+    """
 
     def write(self, raw: bytes | memoryview, /) -> object: ...
     def close(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from concurrent.futures import CancelledError
 from email.utils import parsedate_to_datetime
 
@@ -70,6 +71,8 @@ def _classify_unanswered(error: BaseException) -> ErrorKind:
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
+    if _untrusted(error):
+        return "denied"
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return "refused"
     broken = (OSError, TimeoutError, EOFError, CancelledError, ClientError, boto.HTTPClientError, boto.ConnectionError)
@@ -101,6 +104,13 @@ def _answer(error: BaseException | None) -> BaseException | None:
     return None
 
 
+def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Returns why the certificate of the store is not trusted, out of a chain of errors; None if that is not it."""
+    while error is not None and not getattr(error, "verify_message", ""):
+        error = getattr(error, "certificate_error", None) or error.__cause__ or error.__context__
+    return error if isinstance(error, ssl.SSLCertVerificationError) else None
+
+
 def describe(error: BaseException) -> str:
     """Returns the message of the store or the state of the connection, without the libraries' own noise."""
     from aiohttp import ClientPayloadError
@@ -111,12 +121,19 @@ def describe(error: BaseException) -> str:
         return f"{one_line(message)} ({code or status})"
     if isinstance(error, ClientPayloadError):
         return "the connection ended in the middle of the answer"
+    if untrusted := _untrusted(error):
+        return f"the store's certificate is not trusted here: {untrusted.verify_message}"
     return str(error)
 
 
 def cure_of(error: BaseException) -> str:
     """Returns a sentence about what ends an error that no retry changes."""
     _, code = status_of(error)
+    if _untrusted(error):
+        return (
+            "Of an authority of your own, AWS_CA_BUNDLE names the file with the certificate; a wrong clock makes a "
+            "good one invalid"
+        )
     if code == SKEWED:
         return f"{_skew(_answer(error))}: set it (timedatectl set-ntp true, chronyc makestep), then do the same again"
     operation = getattr(error, "operation", None) or str(getattr(_answer(error), "operation_name", ""))

@@ -1,17 +1,18 @@
-"""One upload to S3 in parts, several at once, while more is written."""
+"""One upload to S3 in parts, several at once, while more is written. Nothing is copied before it is sent."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import io
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from launchyard.host.priority import step_back
 
 PARTS_AT_ONCE = 4
+SEND_BYTES = 1 << 20
 
 
 class Requests(Protocol):
@@ -25,73 +26,97 @@ class Requests(Protocol):
     def size(self, path: str) -> int: ...
 
 
-class PartWriter:
-    """A multipart upload: parts are sent while more is written, a few at a time, with memory for those only.
+class Body:
+    """Bytes that lie in several places: a file for botocore, which hashes it; for aiohttp, which sends them, pieces."""
 
-    A file that fits one part is put as one object.
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = views
+        self._size = sum(map(len, views))
+        self._at = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = None) -> bytes | memoryview:
+        """Returns as many bytes as are asked for and left; a copy only where they lie in several places."""
+        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        found = list(self._between(self._at, end))
+        self._at = end
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        """From the beginning, also once it has been read."""
+        self.seek(0)
+        while piece := self.read(SEND_BYTES):
+            yield piece
+
+    def _between(self, begin: int, end: int) -> Iterator[memoryview]:
+        start = 0
+        for view in self._views:
+            if begin < start + len(view) and start < end:
+                yield view[max(begin - start, 0) : end - start]
+            start += len(view)
+
+
+class PartWriter:
+    """A multipart upload: parts are sent while more is written, a few at a time. A file that fits one is put at once.
+
+    It keeps the memory that it is given, and sends that.
     """
 
     def __init__(self, store: Requests, path: str, *, part_bytes: int) -> None:
         self._store = store
         self._path = path
         self._part_bytes = part_bytes
-        # The memory of parts is reused: fresh pages take longer than the copy, and delay the thread that trains.
-        self._ring: list[io.BytesIO | None] = [None] * (PARTS_AT_ONCE + 1)
-        self._part = self._empty_part(0)
+        self._part: list[memoryview] = []  # the one that is not full yet
+        self._free = part_bytes
         self._upload: str | None = None
         self._parts: list[Future[dict[str, Any]]] = []
         self._pool: ThreadPoolExecutor | None = None
         self._size = 0
 
     def write(self, raw: bytes | memoryview) -> None:
-        view = memoryview(raw)
+        view = memoryview(raw).cast("B")
         while len(view):
-            free = self._part_bytes - self._part.tell()
-            self._part.write(view[:free])
-            view = view[free:]
-            if self._part.tell() == self._part_bytes:
+            self._part.append(view[: self._free])
+            view = view[self._free :]
+            self._free -= len(self._part[-1])
+            if not self._free:
                 self._send()
-
-    def _empty_part(self, index: int) -> io.BytesIO:
-        """Takes the memory of the part PARTS_AT_ONCE + 1 before it, which `_send` has waited for."""
-        part = self._ring[index % len(self._ring)] = self._ring[index % len(self._ring)] or io.BytesIO()
-        part.seek(0)
-        return part
 
     def _send(self) -> None:
         if self._pool is None:
             self._upload = self._store.attempt("begin to write", "create_multipart_upload", self._path)["UploadId"]
             self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="upload", initializer=step_back)
-        self._part.truncate()  # the last one is shorter
-        self._size += self._part.tell()
+        self._size += self._part_bytes - self._free
         if len(self._parts) >= PARTS_AT_ONCE:
             self._parts[-PARTS_AT_ONCE].result()  # waits for a free place; raises the error of that part
         context = contextvars.copy_context()  # holds the retry budget of the caller
-        self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts), self._part))
-        self._part = self._empty_part(len(self._parts))
+        self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts) + 1, self._part))
+        self._part = []
+        self._free = self._part_bytes
 
-    def _send_part(self, index: int, body: io.BytesIO) -> dict[str, Any]:
-        size = body.tell()
+    def _send_part(self, number: int, views: list[memoryview]) -> dict[str, Any]:
+        size = sum(map(len, views))
 
         def put() -> Any:
-            nonlocal body
-            if self._ring[index % len(self._ring)] is not body:
-                body = io.BytesIO(body.getvalue())  # the try before may still read from the other
-            self._ring[index % len(self._ring)] = None  # until this try is known to be over
-            body.seek(0)
-            return self._store.call(
-                "upload_part", self._path, n_bytes=size, UploadId=self._upload, PartNumber=index + 1, Body=body
-            )
+            place = {"UploadId": self._upload, "PartNumber": number}
+            return self._store.call("upload_part", self._path, n_bytes=size, **place, Body=Body(views))
 
-        answer = self._store.retry("write", self._path, put)
-        self._ring[index % len(self._ring)] = body
-        return {"PartNumber": index + 1, "ETag": answer["ETag"]}
+        return {"PartNumber": number, "ETag": self._store.retry("write", self._path, put)["ETag"]}
 
     def close(self) -> None:
         if self._pool is None:
-            self._store.write(self._path, self._part.getvalue())
+            self._store.write(self._path, b"".join(self._part))
             return
-        if self._part.tell():
+        if self._part:
             self._send()
         parts = [part.result() for part in self._parts]
         self._pool.shutdown()

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -71,8 +72,9 @@ class _Cut(Exception):
 class FaultProxy:
     """Listens on a loopback port; a context manager."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None) -> None:
         self._upstream = ("127.0.0.1", upstream_port)
+        self._tls = tls
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self._log: list[Request] = []
@@ -86,7 +88,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FaultProxy:
         self.accept()
@@ -195,6 +197,12 @@ class FaultProxy:
     def _serve(self, client: socket.socket) -> None:
         """One connection of a client, request after request."""
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:  # the client does not trust it
+                client.close()
+                return
         with self._lock:
             self._open.add(client)
             gone = self._listener is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 import threading
 import time
@@ -11,13 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.backends.ray import client
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
+from tests.support.certificates import make_certificate, server_context
 from tests.support.fake_ray import FakeRay
 
 
@@ -202,9 +198,7 @@ def test_a_line_that_is_no_header_is_named_without_its_text(line: str, tmp_path:
 
 def test_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
     authority = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority, tmp_path / "key.pem")
-    with Proxy(context) as proxy:
+    with Proxy(server_context(authority)) as proxy:
         address = f"https://127.0.0.1:{proxy.server_port}"
         assert Dashboard(address, ca_file=str(authority)).version()
         with pytest.raises(AwayError, match="certificate verify failed"):
@@ -212,26 +206,6 @@ def test_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("no certificate")
     with pytest.raises(UserError, match=r"ray\.ca_file: .*holds no certificate"):
         Dashboard(address, ca_file=str(tmp_path / "other")).version()
-
-
-def make_certificate(folder: Path) -> Path:
-    """A certificate of 127.0.0.1 that has signed itself, and key.pem beside it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "launchyard test")])
-    now = datetime.datetime.now(datetime.UTC)
-    hour = datetime.timedelta(hours=1)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - hour, now + hour)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key.pem").write_bytes(text)
-    (folder / "authority.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return folder / "authority.pem"
 
 
 @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
