@@ -54,6 +54,7 @@ SCRIPTS = {
     "loader": Script("--tokens 50000000 --rounds 5", "--peers", "", ("litdata",), by_commas=False),
     "prepare": Script("--megabytes 4 --rounds 3"),
     "checkpoint": Script("--rounds 3"),
+    "transfer": Script("--rounds 5"),
     "metrics": Script("--pairs 12 --steps 1"),
     "generate": Script("--runs 3 --new 48", "--sides", "auto", ("transformers", "litgpt")),
 }

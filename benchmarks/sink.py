@@ -1,23 +1,26 @@
-"""An S3 server whose parts of uploads cost nothing: it forgets them. All else is passed on to a real one.
+"""An S3 server whose parts of uploads cost nothing: it forgets them. All else is passed on to a real one, if there is.
 
-    python benchmarks/sink.py PORT UPSTREAM_PORT
+    python benchmarks/sink.py PORT [UPSTREAM_PORT] [--certificate FILE]
 
 What a save costs the machine that saves shows only where the server's own work is done elsewhere. The client speaks to
-this as to any server: it signs, hashes, frames and sends every byte.
+this as to any server: it signs, hashes, frames and sends every byte. With a certificate and its key in one file it
+speaks TLS. Without another server, what is read is zeros.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import re
 import socket
-import sys
+import ssl
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import urlsplit
 
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+ZEROS = bytes(1 << 20)
 KEPT = {"content-type", "etag", "last-modified", "content-range", "x-amz-request-id"}
 
 
@@ -43,8 +46,10 @@ class Sink(BaseHTTPRequestHandler):
         elif self.command == "POST" and "uploadId=" in query:
             self.take()
             self.answer(f'<CompleteMultipartUploadResult {NAMESPACE}>{named}<ETag>"0"</ETag>', "Complete")
-        else:
+        elif self.upstream:
             self.pass_on()
+        else:
+            self.give_zeros()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
@@ -62,13 +67,33 @@ class Sink(BaseHTTPRequestHandler):
         return raw
 
     def forget(self) -> None:
-        """The kernel drops the bytes; nothing copies them."""
-        left, room = self.length, bytearray(1 << 20)
+        """The kernel drops the bytes where it can; nothing copies them."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            self.drop(self.length)
+            return
+        while size := int(self.rfile.readline(), 16):
+            self.drop(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def drop(self, left: int) -> None:
+        plain, room = not isinstance(self.connection, ssl.SSLSocket), bytearray(1 << 20)
         while left:
-            dropped = self.connection.recv_into(room, min(left, len(room)), socket.MSG_TRUNC)
+            some = memoryview(room)[: min(left, len(room))]
+            dropped = self.connection.recv_into(some, 0, socket.MSG_TRUNC) if plain else self.rfile.readinto(some)
             if not dropped:
                 raise ConnectionError("cut off in a body")
             left -= dropped
+
+    def give_zeros(self) -> None:
+        first, _, last = self.headers.get("Range", "bytes=0-0").removeprefix("bytes=").partition("-")
+        left = int(last) - int(first) + 1
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{1 << 40}")
+        self.send_header("Content-Length", str(left))
+        self.end_headers()
+        while left:
+            left -= self.connection.send(memoryview(ZEROS)[:left])
 
     def answer(self, body: str, word: str = "", *, size: int = 0) -> None:
         raw = f'<?xml version="1.0"?>{body}</{word}MultipartUploadResult>'.encode() if body else b""
@@ -103,9 +128,27 @@ class Sink(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class SecureSink(Sink):
+    rbufsize = 1 << 20  # nothing is dropped by the kernel
+
+    def setup(self) -> None:
+        self.request = context.wrap_socket(self.request, server_side=True)
+        super().setup()
+
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
 def main() -> None:
-    Sink.upstream = int(sys.argv[2])
-    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Sink)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int)
+    parser.add_argument("upstream_port", type=int, nargs="?", default=0)
+    parser.add_argument("--certificate")
+    options = parser.parse_args()
+    Sink.upstream = options.upstream_port
+    if options.certificate:
+        context.load_cert_chain(options.certificate)
+    server = ThreadingHTTPServer(("127.0.0.1", options.port), SecureSink if options.certificate else Sink)
     server.daemon_threads = True
     server.serve_forever()
 

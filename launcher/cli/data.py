@@ -20,7 +20,6 @@ from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.data.rows_shown import facts_of_rows, lengths_of, sample_rows
 from launchyard.launcher.format import duration, json_text, size
 from launchyard.storage.files import exists, normal, read
-from launchyard.training.data.dataset_spec import is_prepared, open_dataset
 from launchyard.training.data.index import (
     DATASET,
     DIGESTS,
@@ -30,6 +29,7 @@ from launchyard.training.data.index import (
     Digests,
     RowOptions,
     find_tokenizer,
+    is_prepared,
     read_dataset,
     read_index,
     read_model,
@@ -246,6 +246,8 @@ def inspect_data(data: str, *, as_json: bool, verify: bool, sample: int | None) 
     with user_errors():
         folder = normal(data)
         if not is_prepared(folder):
+            from launchyard.training.data.dataset_spec import open_dataset
+
             open_dataset(folder)  # its error names the missing part and the fix
         facts = _facts(folder)
         if sample:
@@ -268,6 +270,8 @@ def _facts(folder: str) -> dict[str, Any]:
     dataset = read_dataset(folder)
     if dataset is not None:
         return {"data": folder, **dataset.model_dump()}
+    from launchyard.training.data.dataset_spec import open_dataset
+
     index = read_index(folder)
     spec = open_dataset(folder)
     split = {"tokens": index.n_tokens, "chunks": len(index.chunks)}

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.format import table
-from launchyard.training.data.dataset_spec import is_prepared
-from launchyard.training.data.index import RowOptions
+from launchyard.training.data.index import RowOptions, is_prepared
 
 if TYPE_CHECKING:
     from launchyard.training.data.check.findings import CorpusFindings, Occurrence

@@ -7,8 +7,9 @@ from launchyard.launcher.data.places import locate
 from launchyard.launcher.data.resolve import Part, Resolved
 from launchyard.model.text.companions import TOKENIZER
 from launchyard.model.text.find import read_tokenizer_files
+from launchyard.model.text.special_tokens import tokenizer_vocab_size
 from launchyard.training.batching import count_steps, sequences_before
-from launchyard.training.data.dataset_spec import mix, open_dataset, tokenizer_vocab_size, with_sets
+from launchyard.training.data.dataset_spec import mix, open_dataset, with_sets
 from launchyard.training.data.index import find_tokenizer
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import OWN_BATCHES, DataSpec, TokenSource

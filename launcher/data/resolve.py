@@ -22,13 +22,12 @@ from launchyard.launcher.data.masked import check_prompts
 from launchyard.launcher.data.places import is_there, locate, places_of
 from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
 from launchyard.model.text.find import TAKEN, read_tokenizer_files
+from launchyard.model.text.special_tokens import tokenizer_vocab_size
 from launchyard.model.weights.source import find_source
 from launchyard.storage import files
 from launchyard.training.data.dataset_spec import (
-    is_prepared,
     mix,
     open_dataset,
-    tokenizer_vocab_size,
     vocab_size_of,
     with_sets,
     with_validation,
@@ -40,6 +39,7 @@ from launchyard.training.data.index import (
     Encoding,
     RowOptions,
     find_tokenizer,
+    is_prepared,
     read_dataset,
 )
 from launchyard.training.sections.data import DataConfig, DataKind

@@ -12,7 +12,7 @@ from launchyard.launcher.new.wishes import Task
 from launchyard.launcher.recipe.bundled import cluster_files
 from launchyard.model import zoo
 from launchyard.storage import files
-from launchyard.training.data.dataset_spec import is_prepared
+from launchyard.training.data.index import is_prepared
 from launchyard.training.sections.duration import seconds_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -24,7 +24,8 @@ from launchyard.launcher.submit.launch import Ready, new_place, planned, ready_a
 from launchyard.model import cost, zoo
 from launchyard.model.weights.source import read_config
 from launchyard.storage.damage import JsonObject
-from launchyard.training.data.dataset_spec import is_prepared, vocab_size_of
+from launchyard.training.data.dataset_spec import vocab_size_of
+from launchyard.training.data.index import is_prepared
 from launchyard.training.recipe import apply_overrides
 
 SOURCE = "launch new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 from launchyard.model.text.companions import (
     GENERATION,
@@ -160,3 +161,18 @@ def token_text(value: object) -> str | None:
 
 def _with_rules(companions: Companions, rules: Mapping[str, object]) -> dict[str, bytes]:
     return {**companions, GENERATION: (json.dumps(rules, indent=2) + "\n").encode()}
+
+
+def tokenizer_vocab_size(raw: bytes, *, name: str) -> int:
+    """One more than the largest id of a tokenizer.json, read without the tokenizers package."""
+    return 1 + max(read_vocabulary(raw, name=name).values())
+
+
+def end_of_text(companions: Companions, raw: Any) -> str | None:
+    """The token of a tokenizer (`raw`: as `tokenizers` reads it) that ends a document.
+
+    The eos_token that a file beside it names if that is one of its tokens, else the first of END_OF_TEXT that is; None
+    if there is neither.
+    """
+    named = named_end(companions)
+    return next((token for token in (named, *END_OF_TEXT) if token and raw.token_to_id(token) is not None), None)

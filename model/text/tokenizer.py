@@ -9,7 +9,7 @@ from typing import Any
 
 from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions, json_companion
 from launchyard.model.text.find import TAKEN, find_carrier, read_tokenizer_files
-from launchyard.model.text.special_tokens import END_OF_TEXT, SpecialTokens, named_end
+from launchyard.model.text.special_tokens import SpecialTokens, end_of_text, named_end
 from launchyard.model.text.templates import read_templates, with_templates
 from launchyard.model.text.tokenizer_json import byte_characters
 from launchyard.model.weights.source import find_source
@@ -182,16 +182,6 @@ class StopStrings:
         sure = self._pending
         self._pending = ""
         return sure
-
-
-def end_of_text(companions: Companions, raw: Any) -> str | None:
-    """The token of a tokenizer (`raw`: as `tokenizers` reads it) that ends a document.
-
-    The eos_token that a file beside it names if that is one of its tokens, else the first of END_OF_TEXT that is; None
-    if there is neither.
-    """
-    named = named_end(companions)
-    return next((token for token in (named, *END_OF_TEXT) if token and raw.token_to_id(token) is not None), None)
 
 
 def exported(companions: Companions, *, max_seq_len: int) -> dict[str, bytes]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from launchyard.host.environment import variable
 from launchyard.host.packages import install_command
 from launchyard.host.priority import step_back
 from launchyard.storage.errors import DeniedError
@@ -300,7 +300,7 @@ def _sums_whole_files(session: Any, options: StoreOptions) -> dict[str, str]:
     """
     from botocore.exceptions import BotoCoreError
 
-    endpoint = options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    endpoint = options.endpoint_url or variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL") or ""
     if not endpoint.startswith("http:"):
         return {}
     try:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 from launchyard.host.priority import step_back
 
 PARTS_AT_ONCE = 4
 SEND_BYTES = 1 << 20
+_Answer = Mapping[str, object]
 
 
-class Requests(Protocol):
+class UploadRequests(Protocol):
     """What an upload asks of its store (stores/s3.py)."""
 
     @property
-    def retry(self) -> Callable[..., Any]: ...
-    def call(self, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any: ...
-    def attempt(self, what: str, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any: ...
+    def retry(self) -> Callable[[str, str, Callable[[], _Answer]], _Answer]: ...
+    def call(self, method: str, path: str, *, n_bytes: int = 0, **arguments: object) -> _Answer: ...
+    def attempt(self, what: str, method: str, path: str, *, n_bytes: int = 0, **arguments: object) -> _Answer: ...
     def write(self, path: str, raw: bytes) -> None: ...
     def size(self, path: str) -> int: ...
 
 
-class Body:
+class UploadBody:
     """Bytes that lie in several places: a file for botocore, which hashes it; for aiohttp, which sends them, pieces."""
 
     def __init__(self, views: Sequence[memoryview]) -> None:
@@ -71,14 +72,14 @@ class PartWriter:
     It keeps the memory that it is given, and sends that.
     """
 
-    def __init__(self, store: Requests, path: str, *, part_bytes: int) -> None:
+    def __init__(self, store: UploadRequests, path: str, *, part_bytes: int) -> None:
         self._store = store
         self._path = path
         self._part_bytes = part_bytes
         self._part: list[memoryview] = []  # the one that is not full yet
         self._free = part_bytes
-        self._upload: str | None = None
-        self._parts: list[Future[dict[str, Any]]] = []
+        self._upload: object = None
+        self._parts: list[Future[_Answer]] = []
         self._pool: ThreadPoolExecutor | None = None
         self._size = 0
 
@@ -103,12 +104,12 @@ class PartWriter:
         self._part = []
         self._free = self._part_bytes
 
-    def _send_part(self, number: int, views: list[memoryview]) -> dict[str, Any]:
+    def _send_part(self, number: int, views: list[memoryview]) -> _Answer:
         size = sum(map(len, views))
 
-        def put() -> Any:
+        def put() -> _Answer:
             place = {"UploadId": self._upload, "PartNumber": number}
-            return self._store.call("upload_part", self._path, n_bytes=size, **place, Body=Body(views))
+            return self._store.call("upload_part", self._path, n_bytes=size, **place, Body=UploadBody(views))
 
         return {"PartNumber": number, "ETag": self._store.retry("write", self._path, put)["ETag"]}
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from launchyard.model.text.special_tokens import read_vocabulary
 from launchyard.storage.files import exists, normal
 from launchyard.training.data.index import (
     DATASET,
@@ -27,12 +26,6 @@ from launchyard.training.spec import OWN_BATCHES, DataSpec, RowFacts, TokenSourc
 
 class OtherTokensError(ValueError):
     """Data was replaced or has grown under the same path or URL."""
-
-
-def is_prepared(source: str) -> bool:
-    """Returns True if a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
-    folder = normal(source)
-    return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
 
 
 def open_dataset(source: str) -> DataSpec:
@@ -175,8 +168,3 @@ def vocab_size_of(source: str) -> int | None:
     """The vocabulary of a prepared folder; None for bare litdata folders, which do not record it."""
     dataset = read_dataset(source)
     return dataset.vocab_size if dataset else None
-
-
-def tokenizer_vocab_size(raw: bytes, *, name: str) -> int:
-    """One more than the largest id of a tokenizer.json, read without the tokenizers package."""
-    return 1 + max(read_vocabulary(raw, name=name).values())

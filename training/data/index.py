@@ -312,6 +312,12 @@ def _counted_chunk(index: Index, chunk: ChunkEntry) -> ChunkEntry:
     return chunk.model_copy(update={"dim": (chunk.chunk_bytes - 4 * (chunk.chunk_size + 2)) // item_bytes})
 
 
+def is_prepared(source: str) -> bool:
+    """Returns True if a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
+    folder = normal(source)
+    return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
+
+
 def read_dataset(source: str) -> Dataset | None:
     """dataset.json of a prepared folder; None without one."""
     path = f"{normal(source)}/{DATASET}"

@@ -14,7 +14,7 @@ from launchyard.launcher.cli.data import data_of_recipe, inspect_data
 from launchyard.launcher.cli.weights.find import find_model, weights_errors
 from launchyard.launcher.format import json_text, size
 from launchyard.storage.files import exists, normal, typed_path
-from launchyard.training.data.dataset_spec import is_prepared
+from launchyard.training.data.index import is_prepared
 
 if TYPE_CHECKING:
     from launchyard.model.weights.adapters.facts import AdapterFacts

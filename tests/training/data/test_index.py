@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launchyard.training.data.dataset_spec import (
-    is_prepared,
-    mix,
-    open_dataset,
-    tokenizer_vocab_size,
-    vocab_size_of,
-    with_validation,
-)
-from launchyard.training.data.index import find_tokenizer
+from launchyard.model.text.special_tokens import tokenizer_vocab_size
+from launchyard.training.data.dataset_spec import mix, open_dataset, vocab_size_of, with_validation
+from launchyard.training.data.index import find_tokenizer, is_prepared
 from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.spec import TokenSource
 from tests.support.litdata_reader import write_chunks

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,10 +20,8 @@ import numpy as np
 
 from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions
 from launchyard.model.text.find import read_tokenizer_files
-from launchyard.model.text.special_tokens import END_OF_TEXT, named_end
-from launchyard.model.text.tokenizer import end_of_text
+from launchyard.model.text.special_tokens import END_OF_TEXT, end_of_text, named_end, tokenizer_vocab_size
 from launchyard.training.data.chunks import Array
-from launchyard.training.data.dataset_spec import tokenizer_vocab_size
 from launchyard.training.data.index import ENCODING, Encoding, find_tokenizer
 from launchyard.training.data.prepare.split import TextPiece
 
@@ -173,12 +171,21 @@ Encoded = tuple[TextBatch, Array, list[int]]
 
 def encode_in_order(batches: Iterator[TextBatch], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
     """Each batch with its ids (all pieces end to end) and their lengths, in order for any number of workers."""
-    if workers > 1:
-        yield from _in_processes(batches, tokenizer, workers)
-        return
+    yield from (_in_processes if workers > 1 else _in_a_thread)(batches, tokenizer, workers)
+
+
+def _in_a_thread(batches: Iterator[TextBatch], tokenizer: TokenizerFile, _: int) -> Iterator[Encoded]:
+    """While a batch is encoded, by a thread for each core, the caller reads the next one and writes the one before."""
     engine = _engine(tokenizer.raw, "the tokenizer", tokenizer.encoding)
-    for batch in batches:
-        yield batch, *_encode(engine, batch.texts, tokenizer.dtype)
+    with ThreadPoolExecutor(1) as pool:
+        running: tuple[TextBatch, Future[tuple[Array, list[int]]]] | None = None
+        for batch in batches:
+            before = running
+            running = (batch, pool.submit(_encode, engine, batch.texts, tokenizer.dtype))
+            if before:
+                yield before[0], *before[1].result()
+        if running:
+            yield running[0], *running[1].result()
 
 
 def _in_processes(batches: Iterator[TextBatch], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
