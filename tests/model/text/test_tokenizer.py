@@ -11,7 +11,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchyard.model.text.tokenizer import END_OF_TEXT, StopStrings, Tokenizer
+from launchyard.model.text.special_tokens import END_OF_TEXT
+from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.training.data.prepare.encode import open_tokenizer
 from tests.support.tiny_models import byte_tokenizer, word_tokenizer
 
