@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
 
@@ -304,6 +305,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
+    open_closed_streams()
     prepare_completion()
     debug = "--debug" in arguments
     if debug:
@@ -333,6 +335,19 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def open_closed_streams() -> None:
+    """A caller may have closed the standard streams (`>&-`): nothing else may get their numbers, nor fail to print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(opened, True)
+        setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def report(error: Exception) -> int:
     """Print an error for people; its exit code."""
     hint = getattr(error, "hint", None)
@@ -346,6 +361,8 @@ def report(error: Exception) -> int:
     elif isinstance(error, BrokenPipeError):  # `launch … | head`
         sys.stdout = None
         return code
+    elif isinstance(error, OSError):
+        hint = folder_advice(error.filename)
     problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
     if not hint and _is_nowhere():
         hint = "go to another folder with cd: the working directory does not exist any more"
@@ -367,6 +384,9 @@ def _is_nowhere() -> bool:
 
 
 def message(error: Exception) -> str:
+    if isinstance(error, OSError) and str(error).startswith("[Errno"):  # Python's own form of what the system said
+        problem = (error.strerror or str(error)).lower()
+        return f"{error.filename}: {problem}" if error.filename else problem
     return error.format_message() if isinstance(error, click.ClickException) else str(error)
 
 

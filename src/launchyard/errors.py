@@ -69,6 +69,9 @@ def user_errors(where: str = "") -> Iterator[None]:
             raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
         if not isinstance(error, PermissionError):
             raise
-        raise UserError(f"permission denied: {error.filename or error}") from error
+        from launchyard.host.folders import folder_advice
+
+        named = error.filename or str(error)
+        raise UserError(f"permission denied: {named}", hint=folder_advice(error.filename)) from error
     except ValueError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
