@@ -22,6 +22,7 @@ from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
 from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, check_fit, edited, frozen_described, resumed_code
+from launchyard.launcher.runs.checkpoints import newest_gone
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
@@ -201,21 +202,10 @@ def _check_new_needs(loaded: LoadedRecipe, changes: dict[str, object], where: Cl
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
     """UserError if the newest checkpoint by the run's own records is gone, or is not of this run."""
-    checkpoints = RunCheckpoints(run)
-    newest = checkpoints.newest()
-    foreign = next((step for step in checkpoints.steps() if step > (newest or 0) and checkpoints.foreign(step)), None)
-    step = foreign if foreign is not None else checkpoints.missing()
-    if step is None:
-        return
-    folder = run.path(run.checkpoint_dir(step))
-    what = (
-        f"{folder} {checkpoints.foreign(step)}" if step == foreign else f"step {step} was saved, and {folder} is gone"
-    )
-    resume = f"launch resume {state.run_id}"
-    back = f"{resume} --from-step {newest}, or " if newest else ""
-    raise UserError(
-        f"{state.run_id}: {what}", hint=f"bring it back, or go back on purpose: {back}{resume} --from-scratch"
-    )
+    gone = newest_gone(run, state.run_id)
+    if gone is not None:
+        back = ", or ".join(gone.go_back)
+        raise UserError(f"{state.run_id}: {gone.what}", hint=f"bring it back, or go back on purpose: {back}")
 
 
 def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
