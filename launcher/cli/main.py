@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    LaunchError,
+    RecipeErrors,
+    StartedError,
+    UserError,
+)
 from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
@@ -329,8 +337,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         what = f"this needs the package {error.name}, which {sys.executable} does not have"
         code = report(UserError(what, hint=install_command(extra)))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        started = error.__cause__  # click makes an Abort of it
+        click.echo(f"interrupted: {started}" if isinstance(started, StartedError) else "interrupted", err=True)
         code = EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, StartedError, UserError
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
@@ -20,6 +20,7 @@ from launchyard.launcher.runs.find import find, find_to_look, reach_run
 from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
+from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
@@ -325,16 +326,25 @@ def resume(
         if as_json:
             click.echo(json_text({**ready.to_json(), "plan": ready.plan.model_dump(mode="json")}))
         return EXIT_DONE
-    job = ready.submit(report=report)
+    if detach is None:
+        detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
+    presses = 0
+    try:
+        job = ready.submit(report=report)
+    except StartedError as error:
+        if detach:
+            raise
+        job = cast("Job", error.job)
+        presses = 1
     if as_json:
         click.echo(json_text({**ready.to_json(), "job": job.model_dump(mode="json")}))
         return EXIT_DONE
-    if detach or (detach is None and load_backend(ready.plan.scheduler).TRAITS.scheduled):
+    if detach:
         click.echo("\n".join(next_commands(ready.state.run_id)))
         return EXIT_DONE
     from launchyard.launcher.watch.follow import follow
 
-    return follow(ready.target, job=job)
+    return follow(ready.target, job=job, presses=presses)
 
 
 def _refuse_sweep(name: str) -> None:

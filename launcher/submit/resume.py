@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
+from launchyard.errors import NothingRunsError, RecipeErrors, StartedError, UserError, user_errors
+from launchyard.host.interrupts import HeldInterrupt
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launchyard.launcher.backends.hardware import probe_hardware
@@ -81,8 +82,8 @@ class ReadyToResume:
         return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
 
     def submit(self, *, report: Callable[[str], None], start: Start | None = None) -> Job:
-        """Starts it, at its scheduler or by `start`; UserError if another job was faster. Reports a change of
-        launchyard itself."""
+        """Starts it, at its scheduler or by `start`; UserError if another job was faster. StartedError for a Ctrl-C
+        while it is handed over, which is done all the same. Reports a change of launchyard itself."""
         start = start or load_backend(self.plan.scheduler).submit
         restore_data(self.recipe, self.plan.data)
         refuse_if_alive(self.run)  # before its record is touched
@@ -121,6 +122,13 @@ class ReadyToResume:
         return code.model_copy(update={"own": record})
 
     def _submit(self, start: Start) -> Job:
+        with HeldInterrupt() as interrupt:
+            job = self._hand_over(start)
+        if interrupt.pressed:
+            raise StartedError(self.state.run_id, job)
+        return job
+
+    def _hand_over(self, start: Start) -> Job:
         plan = self.plan
         run = self.target
         if self.from_step is None:

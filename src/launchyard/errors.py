@@ -33,6 +33,14 @@ class UserError(LaunchError):
     exit_code = EXIT_USER
 
 
+class StartedError(KeyboardInterrupt):
+    """Ctrl-C while a run was handed over to its job: it has been started all the same, and goes on."""
+
+    def __init__(self, run_id: str, job: object) -> None:
+        super().__init__(f"{run_id} had been started by then; to end it: launch stop {run_id}")
+        self.job = job
+
+
 class RecipeErrors(UserError):
     """All that is wrong with a recipe or a cluster file, at once."""
 
