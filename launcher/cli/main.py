@@ -22,6 +22,7 @@ from launchyard.errors import (
 from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
+from launchyard.storage.files import is_text, plain_name
 
 if TYPE_CHECKING:
     from launchyard.launcher.submit.launch import Request
@@ -319,6 +320,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if debug:
         arguments.remove("--debug")
     try:
+        refuse_other_bytes(arguments)
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
         sys.stdout.flush()
     except click.NoSuchOption as error:
@@ -342,6 +344,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         click.echo(f"interrupted: {started}" if isinstance(started, StartedError) else "interrupted", err=True)
         code = EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def refuse_other_bytes(arguments: Sequence[str]) -> None:
+    """UserError for a word that is not UTF-8: it could neither be written to a file of a run, nor tokenized."""
+    for word in arguments:
+        if not is_text(word):
+            raise UserError(f"{plain_name(word)}: this is not UTF-8, and nothing else can be read or written here")
 
 
 def open_closed_streams() -> None:

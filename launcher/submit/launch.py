@@ -50,7 +50,7 @@ from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.storage.files import typed_path
+from launchyard.storage.files import is_text, plain_name, typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe
@@ -119,7 +119,10 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
 def new_place(cluster: Cluster, url: str | None, name: str) -> RunDir:
     """The folder of that name where runs of a cluster go, or the URL that is given with --run-url."""
     with user_errors("--run-url" if url else f"storage.url of cluster {cluster.name}"):
-        return RunDir(typed_path(url or f"{cluster.storage.url.rstrip('/')}/{name}"))
+        run = RunDir(typed_path(url or f"{cluster.storage.url.rstrip('/')}/{name}"))
+        if not is_text(run.url):
+            raise ValueError(f"{plain_name(run.url)}: this name is not UTF-8, as all files of a run are; rename it")
+        return run
 
 
 def ready_at(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from launchyard.errors import UserError, user_errors
+from launchyard.errors import RecipeErrors, UserError, user_errors
 from launchyard.host.folders import folder_advice, user_cache_folder, user_state_folder
 from launchyard.host.processes import python_argv
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.cli.weights.prompt_rows import read_prompt_rows
 from launchyard.launcher.doctor.doctor import user_folder_findings
+from launchyard.launcher.sweep.points import read_points
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,46 @@ def test_doctor_tries_the_folders_that_a_launch_needs(home: Path) -> None:
     assert str(home) in found[0].found and "XDG_STATE_HOME" in found[0].fix
     home.unlink()
     assert not list(user_folder_findings()) and not home.exists()
+
+
+BYTES = "caf\udce9"  # as Python has a word of the command line in Latin-1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [BYTES],
+        ["quickstart", f"data.source={BYTES}"],
+        ["quickstart", "--name", BYTES],
+        ["generate", "x", "--prompt", BYTES],
+    ],
+)
+def test_a_word_that_is_not_utf8_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and "caf?: this is not UTF-8" in capsys.readouterr().err
+
+
+def test_no_run_is_made_in_a_folder_whose_name_is_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkdir(tmp_path / BYTES)
+    monkeypatch.chdir(tmp_path / BYTES)
+    with pytest.raises(SystemExit) as end:
+        main(["quickstart"])
+    assert end.value.code == 2 and "caf?/runs/quickstart-" in capsys.readouterr().err
+    assert not os.listdir(".")
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latin.jsonl"
+    file.write_bytes(b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"latin\.jsonl is not UTF-8 text \(byte 15\)"):
+        read_prompt_rows(str(file), {})
+    file.write_text('{"prompt": "whole"}\n{"prompt": "half a pair: \\ud83d"}\n')
+    with pytest.raises(RecipeErrors, match=r"latin\.jsonl:2: holds half a surrogate pair"):
+        read_prompt_rows(str(file), {})
+    rows = tmp_path / "points.csv"
+    rows.write_bytes(b"optimizer.lr\n\xe9\n")
+    with pytest.raises(UserError, match=r"points\.csv: not UTF-8 text \(byte 13\)"):
+        read_points(str(rows))
