@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.errors import LaunchError, UserError, os_error_text, user_errors
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.data.corpus_check import CorpusCheck, check_corpus, corpus_lines
 from launchyard.launcher.data.progress import preparing_line
@@ -199,7 +199,7 @@ def _prepare_errors() -> Iterator[None]:
     except PrepareError as error:
         raise LaunchError(str(error)) from error
     except OSError as error:
-        raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
+        raise LaunchError(os_error_text(error), hint="the same command goes on where this one ended") from error
 
 
 def _row_options(

@@ -18,6 +18,7 @@ from launchyard.errors import (
     RecipeErrors,
     StartedError,
     UserError,
+    os_error_text,
 )
 from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
@@ -402,9 +403,8 @@ def _is_nowhere() -> bool:
 
 
 def message(error: Exception) -> str:
-    if isinstance(error, OSError) and str(error).startswith("[Errno"):  # Python's own form of what the system said
-        problem = (error.strerror or str(error)).lower()
-        return f"{error.filename}: {problem}" if error.filename else problem
+    if isinstance(error, OSError):
+        return os_error_text(error)
     return error.format_message() if isinstance(error, click.ClickException) else str(error)
 
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from launchyard.errors import user_errors
+from launchyard.errors import os_error_text, user_errors
 from launchyard.host.folders import USER_FOLDERS
 from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
@@ -67,7 +67,10 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
             read = files.read(name)
     except (OSError, ValueError) as error:
         fix = "storage in the cluster file; see docs/guides/object-storage.md for credentials and endpoints"
-        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {error}", fix=fix)
+        if not files.is_remote(folder):
+            fix = "another folder: storage in the cluster file, or --run-url"
+        problem = os_error_text(error) if isinstance(error, OSError) else str(error)
+        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {problem}", fix=fix)
         return
     if read != b"1":
         yield Finding(what="storage", level="error", found=f"{shown}: reads other bytes than were written")

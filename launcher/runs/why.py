@@ -306,9 +306,12 @@ def _capital(sentence: str) -> str:
 
 
 def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
-    """Finished steps of an attempt that no checkpoint holds; None if it finished none."""
+    """Finished steps that no checkpoint holds, of an attempt or in memory before it; None if it finished none."""
     reached = last_step(run, attempt)
-    return None if reached is None else max(0, reached - (saved or 0))
+    if reached is None:  # it may have gone on from memory, beyond the newest checkpoint
+        started = run.start_step(attempt) or 0
+        return started - (saved or 0) if started > (saved or 0) else None
+    return max(0, reached - (saved or 0))
 
 
 def _checkpoint_text(saved: int | None, lost: int | None, gone: Gone | None) -> str:

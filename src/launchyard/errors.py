@@ -57,6 +57,14 @@ class MissingDataError(UserError):
         self.source = source
 
 
+def os_error_text(error: OSError) -> str:
+    """Returns `FILE: what the system said` for Python's `[Errno 28] What: 'FILE'`; other messages as they are."""
+    if not str(error).startswith("[Errno"):
+        return str(error)
+    problem = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {problem}" if error.filename else problem
+
+
 @contextmanager
 def user_errors(where: str = "") -> Iterator[None]:
     """Turn the ValueError family and file errors that model and training raise for users into UserError.
