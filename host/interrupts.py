@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import TracebackType
-from typing import Any, Self
+from types import FrameType, TracebackType
+from typing import Self
 
 
 class HeldInterrupt:
@@ -29,7 +29,7 @@ class HeldInterrupt:
         if self._holds:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _on_press(self, number: int, frame: Any) -> None:
+    def _on_press(self, number: int, frame: FrameType | None) -> None:
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
