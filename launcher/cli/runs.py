@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import click
 
-from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, StartedError, UserError
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, RecipeErrors, StartedError, UserError
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
@@ -182,7 +182,7 @@ def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None, la
 def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
     """Save after this step and stop; launch resume goes on from there without losing a step."""
     found = _found(runs)
-    asked = [(run, _need_alive(state_of(reach_run(run)), "stop")) for run in found]
+    asked = _all_alive(found, "stop")
     for run, state in asked:
         reach_run(run)
         if state.state == "pending":  # nothing runs that could save
@@ -205,8 +205,7 @@ def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
 def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
     """End runs now, without saving. Earlier checkpoints stay."""
     found = _found(runs)
-    for run in found:
-        _need_alive(state_of(reach_run(run)), "cancel")
+    _all_alive(found, "cancel")
     for run in found:
         _cancel(reach_run(run))
     _print_ends(list(map(state_of, map(reach_run, found))), as_json)
@@ -241,6 +240,22 @@ def _wait_for_end(run: RunDir) -> None:
     with retry.retry_budget(STOP_RETRY_SECONDS):  # it was asked: no store that is away changes that
         while (state := state_of(run)).alive and state.state != "suspended":
             time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
+
+
+def _all_alive(found: list[RunDir], verb: str) -> list[tuple[RunDir, RunState]]:
+    """Each run with its state. UserError names those that are not alive, and what to type for the others."""
+    asked: list[tuple[RunDir, RunState]] = []
+    problems: list[str] = []
+    for run in found:
+        try:
+            asked.append((run, _need_alive(state_of(reach_run(run)), verb)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        rest = " ".join(state.run_id for _, state in asked)
+        hint = f"nothing was done to the others: launch {verb} {rest}" if asked else "launch status"
+        raise RecipeErrors(problems, hint=hint)
+    return asked
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:
