@@ -205,8 +205,7 @@ def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
 def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
     """End runs now, without saving. Earlier checkpoints stay."""
     found = _found(runs)
-    _all_alive(found, "cancel")
-    for run in found:
+    for run, _ in _all_alive(found, "cancel"):
         _cancel(reach_run(run))
     _print_ends(list(map(state_of, map(reach_run, found))), as_json)
     return EXIT_DONE
@@ -344,6 +343,7 @@ def resume(
     if detach is None:
         detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
     presses = 0
+    ready.make_known()
     try:
         job = ready.submit(report=report)
     except StartedError as error:

@@ -25,7 +25,7 @@ from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, check_fit, edited, frozen_described, resumed_code
 from launchyard.launcher.runs.checkpoints import newest_gone
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import registered_at
+from launchyard.launcher.runs.registry import make_known, registered_at
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.changes import (
     ENDS_EARLY,
@@ -80,6 +80,11 @@ class ReadyToResume:
     def to_json(self) -> dict[str, Any]:
         facts = {"run_id": self.state.run_id, "run_url": self.target.url, "from_step": self.state.checkpoint or 0}
         return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
+
+    def make_known(self) -> None:
+        """Has commands find the run by its id, which those after a resume name."""
+        if self.copy_to is None:
+            make_known(self.run, self.state.run_id, self.state.name, self.plan.store)
 
     def submit(self, *, report: Callable[[str], None], start: Start | None = None) -> Job:
         """Starts it, at its scheduler or by `start`; UserError if another job was faster. StartedError for a Ctrl-C

@@ -109,6 +109,18 @@ def test_a_checkpoint_of_another_run(run: RunDir, trained: Shell) -> None:
     refused(run, f"{newest} is of another run, ", "--from-step 10")
 
 
+def test_a_run_that_was_moved_is_known_by_its_id_again(run: RunDir, trained: Shell) -> None:
+    """And a copy of it takes no name from it."""
+    run_id = state_of(run).run_id
+    shutil.copytree(run.url, trained.here / "copy")
+    assert trained("resume", "./copy", "train.max_steps=21").returncode == 0
+    assert json.loads(trained("status", run_id, "--json").stdout)["url"] == run.url
+    shutil.move(run.url, trained.here / "moved")
+    assert "is gone" in trained("status", run_id).stderr
+    assert trained("resume", "./moved", "train.max_steps=21").returncode == 0
+    assert json.loads(trained("status", run_id, "--json").stdout)["url"] == str(trained.here / "moved")
+
+
 def test_the_newest_checkpoint_gone(run: RunDir, trained: Shell) -> None:
     shutil.rmtree(trained.here / "run/checkpoints/step-00000020")
     refused(run, "step 20 was saved", "is gone", "--from-step 10, or launch resume", "--from-scratch")
