@@ -9,11 +9,23 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 _KEEP_SIZE = 1  # of fallocate: the file is as long as what has been written
 _START_WRITING = 2  # of sync_file_range
+
+
+@contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Names the place of a write that found no room: of a file that is open, the system names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = place
+        raise
 
 
 def reserve_room(file: int, n_bytes: int) -> None:

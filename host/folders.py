@@ -28,6 +28,22 @@ def user_config_folder(*parts: str) -> Path:
     return Path(platformdirs.user_config_dir("launchyard"), *parts)
 
 
+# variable that moves it -> folder, of those that every launch writes to
+USER_FOLDERS = {"XDG_STATE_HOME": user_state_folder, "XDG_CACHE_HOME": user_cache_folder}
+
+
+def folder_advice(path: str | os.PathLike[str] | None) -> str | None:
+    """Returns how to move the user's folder that a path is in, or leads to; None for any other path."""
+    if path is None or not os.path.isabs(path):
+        return None
+    named = Path(path)
+    for variable, folder in USER_FOLDERS.items():
+        on_the_way = named in folder().parents and not os.path.exists(named)  # it could not be made
+        if on_the_way or folder() in (named, *named.parents):
+            return f"set {variable} to a folder that can be written"
+    return None
+
+
 def only_ours(folder: Path) -> bool:
     """Returns True if the folder is ours and nobody else may write to it: code may be run from there."""
     found = folder.stat()

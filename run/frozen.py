@@ -31,9 +31,13 @@ def check_frozen(run: RunDir) -> None:
 
     Files of runs that older versions made are not recorded, and pass.
     """
-    plan = run.read_json(layout.PLAN)
+    plan = run.read_plan()
     recorded = str(plan.get(layout.RECIPE_DIGEST, ""))
-    if recorded and content_digest(run.read_bytes(layout.RECIPE)) != recorded:
+    try:
+        changed = recorded and content_digest(run.read_bytes(layout.RECIPE)) != recorded
+    except FileNotFoundError:
+        raise ChangedError(f"{run.path(layout.RECIPE)} is gone", hint="put it back: the run is made of it") from None
+    if changed:
         raise ChangedError(
             f"{run.path(layout.RECIPE)} was changed after the launch",
             hint="put it back; changes go on the command line of a resume, as KEY=VALUE",

@@ -129,7 +129,7 @@ class RunDir:
 
     def read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
         """As read_json, checked against a schema."""
-        record = self.read_json(name)
+        record = self._read_object(name)
         try:
             return schema.model_validate(record)
         except ValidationError as error:

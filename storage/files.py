@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from launchyard.storage import local
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.options import StoreOptions, Writer
+from launchyard.storage.redact import redact
 
 if TYPE_CHECKING:
     from launchyard.storage.stores.registry import Store
@@ -42,6 +43,20 @@ def is_remote(path: str) -> bool:
 def normal(path: str) -> str:
     """Returns the same place in one spelling: no file://, no slash at the end."""
     return path.removeprefix("file://").rstrip("/") or "/"
+
+
+def is_text(name: str) -> bool:
+    """Returns False for a name, or a word of a command line, of bytes that are not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def plain_name(name: str) -> str:
+    """Returns a name that can be printed: with a question mark for each byte that is no text."""
+    return name.encode(errors="replace").decode()
 
 
 def typed_path(path: str) -> str:
@@ -110,6 +125,14 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
     with open(normal(path), "rb") as file:
         file.seek(start)
         return file.read() if length is None else file.read(length)
+
+
+def read_text(path: str) -> str:
+    """Returns the text of a file. Raises ValueError with its name if it is not UTF-8, FileNotFoundError without it."""
+    try:
+        return read(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{redact(path)} is not UTF-8 text (byte {error.start})") from error
 
 
 _BLOCK_BYTES = 1 << 20

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from typing import IO
 
-from launchyard.host.disk import begin_writing, reserve_room
+from launchyard.host.disk import begin_writing, reserve_room, writing_to
 
 _WRITE_BYTES = 16 << 20  # handed to the disk together, while the next ones are copied
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP))  # FAT, exFAT and some of FUSE
@@ -98,7 +98,10 @@ def _temporary(path: str | os.PathLike[str], raw: bytes, *, sync: bool, mode: in
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+        with (
+            writing_to(os.fspath(path)),
+            open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file,
+        ):
             file.write(raw)
             if sync:
                 file.flush()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.errors import LaunchError, UserError, os_error_text, user_errors
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.data.corpus_check import CorpusCheck, check_corpus, corpus_lines
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.data.rows_shown import facts_of_rows, lengths_of, sample_rows
 from launchyard.launcher.format import duration, json_text, size
-from launchyard.storage.files import exists, normal, read
+from launchyard.storage.files import exists, normal, read_text
 from launchyard.training.data.index import (
     DATASET,
     DIGESTS,
@@ -199,7 +199,7 @@ def _prepare_errors() -> Iterator[None]:
     except PrepareError as error:
         raise LaunchError(str(error)) from error
     except OSError as error:
-        raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
+        raise LaunchError(os_error_text(error), hint="the same command goes on where this one ended") from error
 
 
 def _row_options(
@@ -220,7 +220,7 @@ def _row_options(
         "kind": kind,
         "too_long": too_long,
         "style": style,
-        "template": None if template is None else read(template).decode(),
+        "template": None if template is None else read_text(template),
         "mask_prompt": not learn_prompt,
         "columns": {ours: theirs for ours, _, theirs in pairs} or None,
     }

@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    LaunchError,
+    RecipeErrors,
+    StartedError,
+    UserError,
+    os_error_text,
+)
+from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
+from launchyard.storage.files import is_text, plain_name
 
 if TYPE_CHECKING:
     from launchyard.launcher.submit.launch import Request
@@ -304,11 +315,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
+    open_closed_streams()
     prepare_completion()
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
     try:
+        refuse_other_bytes(arguments)
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
         sys.stdout.flush()
     except click.NoSuchOption as error:
@@ -327,10 +340,31 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         what = f"this needs the package {error.name}, which {sys.executable} does not have"
         code = report(UserError(what, hint=install_command(extra)))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        started = error.__cause__  # click makes an Abort of it
+        click.echo(f"interrupted: {started}" if isinstance(started, StartedError) else "interrupted", err=True)
         code = EXIT_INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def refuse_other_bytes(arguments: Sequence[str]) -> None:
+    """UserError for a word that is not UTF-8: it could neither be written to a file of a run, nor tokenized."""
+    for word in arguments:
+        if not is_text(word):
+            raise UserError(f"{plain_name(word)}: this is not UTF-8, and nothing else can be read or written here")
+
+
+def open_closed_streams() -> None:
+    """A caller may have closed the standard streams (`>&-`): nothing else may get their numbers, nor fail to print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(opened, True)
+        setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def report(error: Exception) -> int:
@@ -346,6 +380,8 @@ def report(error: Exception) -> int:
     elif isinstance(error, BrokenPipeError):  # `launch … | head`
         sys.stdout = None
         return code
+    elif isinstance(error, OSError):
+        hint = folder_advice(error.filename)
     problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
     if not hint and _is_nowhere():
         hint = "go to another folder with cd: the working directory does not exist any more"
@@ -367,6 +403,8 @@ def _is_nowhere() -> bool:
 
 
 def message(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return os_error_text(error)
     return error.format_message() if isinstance(error, click.ClickException) else str(error)
 
 

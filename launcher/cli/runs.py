@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, RecipeErrors, StartedError, UserError
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
@@ -20,6 +20,7 @@ from launchyard.launcher.runs.find import find, find_to_look, reach_run
 from launchyard.launcher.runs.overview.states import overview
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
+from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
@@ -181,7 +182,7 @@ def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None, la
 def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
     """Save after this step and stop; launch resume goes on from there without losing a step."""
     found = _found(runs)
-    asked = [(run, _need_alive(state_of(reach_run(run)), "stop")) for run in found]
+    asked = _all_alive(found, "stop")
     for run, state in asked:
         reach_run(run)
         if state.state == "pending":  # nothing runs that could save
@@ -204,9 +205,7 @@ def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
 def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
     """End runs now, without saving. Earlier checkpoints stay."""
     found = _found(runs)
-    for run in found:
-        _need_alive(state_of(reach_run(run)), "cancel")
-    for run in found:
+    for run, _ in _all_alive(found, "cancel"):
         _cancel(reach_run(run))
     _print_ends(list(map(state_of, map(reach_run, found))), as_json)
     return EXIT_DONE
@@ -240,6 +239,22 @@ def _wait_for_end(run: RunDir) -> None:
     with retry.retry_budget(STOP_RETRY_SECONDS):  # it was asked: no store that is away changes that
         while (state := state_of(run)).alive and state.state != "suspended":
             time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
+
+
+def _all_alive(found: list[RunDir], verb: str) -> list[tuple[RunDir, RunState]]:
+    """Each run with its state. UserError names those that are not alive, and what to type for the others."""
+    asked: list[tuple[RunDir, RunState]] = []
+    problems: list[str] = []
+    for run in found:
+        try:
+            asked.append((run, _need_alive(state_of(reach_run(run)), verb)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        rest = " ".join(state.run_id for _, state in asked)
+        hint = f"nothing was done to the others: launch {verb} {rest}" if asked else "launch status"
+        raise RecipeErrors(problems, hint=hint)
+    return asked
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:
@@ -325,16 +340,26 @@ def resume(
         if as_json:
             click.echo(json_text({**ready.to_json(), "plan": ready.plan.model_dump(mode="json")}))
         return EXIT_DONE
-    job = ready.submit(report=report)
+    if detach is None:
+        detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
+    presses = 0
+    ready.make_known()
+    try:
+        job = ready.submit(report=report)
+    except StartedError as error:
+        if detach:
+            raise
+        job = cast("Job", error.job)
+        presses = 1
     if as_json:
         click.echo(json_text({**ready.to_json(), "job": job.model_dump(mode="json")}))
         return EXIT_DONE
-    if detach or (detach is None and load_backend(ready.plan.scheduler).TRAITS.scheduled):
+    if detach:
         click.echo("\n".join(next_commands(ready.state.run_id)))
         return EXIT_DONE
     from launchyard.launcher.watch.follow import follow
 
-    return follow(ready.target, job=job)
+    return follow(ready.target, job=job, presses=presses)
 
 
 def _refuse_sweep(name: str) -> None:

@@ -12,7 +12,8 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from launchyard.errors import user_errors
+from launchyard.errors import os_error_text, user_errors
+from launchyard.host.folders import USER_FOLDERS
 from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.findings import Finding, Level
@@ -32,6 +33,7 @@ def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
     folder = f"{_storage_url(cluster)}/{PROBE_FOLDER}-{secrets.token_hex(4)}"
     try:
         yield from storage_findings(cluster, folder)
+        yield from user_folder_findings()
         saves = [seconds for run in of_cluster(cluster.name) for seconds in _save_seconds(run)]
         yield from load_doctor(cluster.scheduler).doctor(cluster, folder if with_job else None, saves)
     finally:
@@ -65,7 +67,10 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
             read = files.read(name)
     except (OSError, ValueError) as error:
         fix = "storage in the cluster file; see docs/guides/object-storage.md for credentials and endpoints"
-        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {error}", fix=fix)
+        if not files.is_remote(folder):
+            fix = "another folder: storage in the cluster file, or --run-url"
+        problem = os_error_text(error) if isinstance(error, OSError) else str(error)
+        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {problem}", fix=fix)
         return
     if read != b"1":
         yield Finding(what="storage", level="error", found=f"{shown}: reads other bytes than were written")
@@ -80,6 +85,20 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
     yield Finding(
         what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "free some space"
     )
+
+
+def user_folder_findings() -> Iterator[Finding]:
+    """Tests that a launch could write to the user's own folders, and makes none of them."""
+    for variable, place in USER_FOLDERS.items():
+        there = next(folder for folder in (place(), *place().parents) if os.path.exists(folder))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            found = f"{place()}: cannot be written"
+        elif not shutil.disk_usage(there).free:
+            found = f"{place()}: no space is left"
+        else:
+            continue
+        fix = f"every launch writes there; set {variable} to another folder"
+        yield Finding(what="your folders", level="error", found=found, fix=fix)
 
 
 def create_finding(name: str) -> Finding:

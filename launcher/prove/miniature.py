@@ -81,9 +81,9 @@ def fast_dev_run(request: Request, *, dry_run: bool, as_json: bool, follow: Foll
     began = time.monotonic()
     with _scratch(keep_empty=not dry_run) as folder:
 
-        def watch(run: RunDir, *, job: Job | None = None, brief: bool = True) -> int:
+        def watch(run: RunDir, *, job: Job | None = None, brief: bool = True, presses: int = 0) -> int:
             with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-                code = follow(run, job=job, brief=brief)
+                code = follow(run, job=job, brief=brief, presses=presses)
             _tell(run, code, time.monotonic() - began, as_json=as_json)
             if code != EXIT_FAILED:
                 forget(RunFacts(run).run_id)

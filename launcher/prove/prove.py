@@ -10,8 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
-from launchyard.errors import LaunchError, UserError
+from launchyard.errors import LaunchError, StartedError, UserError
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.prove.scratch import copy_at
@@ -153,7 +154,12 @@ def _made_again(
     if not stretch.exact:
         changes["train.device"] = "auto"
     ready: ReadyToResume = make_ready(copy, changes, from_step=stretch.start, cluster=FIRST)
-    job = ready.submit(report=report)
+    try:
+        job = ready.submit(report=report)
+    except StartedError as error:  # Ctrl-C: nobody else ends what has been started
+        job = cast("Job", error.job)
+        load_backend(job.backend).cancel(copy, job)
+        raise
     try:
         while True:
             rows = _rows_of(copy, job.attempt, stretch)

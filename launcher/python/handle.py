@@ -101,6 +101,7 @@ class Run:
         with python_errors():
             changes = plain_mapping(overrides or {}, "overrides")
             ready = make_ready(self._reached(), changes, cluster=cluster)
+            ready.make_known()
             ready.submit(report=lambda line: None)
         return Run(self.id, ready.target.url, ready.target)
 

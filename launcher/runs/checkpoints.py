@@ -87,3 +87,28 @@ def _inspect(folder: str, step: int, verify_all: bool) -> Saved:
         verified=verify_all,
         faults=list(verify(folder, manifest)) if verify_all else [],
     )
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The newest checkpoint by the run's own records, which no resume can go on from. `what`: what is wrong with it."""
+
+    what: str
+    go_back: tuple[str, ...]  # commands that give it up on purpose, the best one first
+
+
+def newest_gone(run: RunDir, run_id: str) -> Gone | None:
+    """None if the newest checkpoint by the run's own records is there, and is of this run."""
+    checkpoints = RunCheckpoints(run)
+    newest = checkpoints.newest()
+    foreign = next((step for step in checkpoints.steps() if step > (newest or 0) and checkpoints.foreign(step)), None)
+    step = foreign if foreign is not None else checkpoints.missing()
+    if step is None:
+        return None
+    folder = run.path(run.checkpoint_dir(step))
+    what = (
+        f"{folder} {checkpoints.foreign(step)}" if step == foreign else f"step {step} was saved, and {folder} is gone"
+    )
+    resume = f"launch resume {run_id}"
+    back = [f"{resume} --from-step {newest}"] if newest else []
+    return Gone(what, (*back, f"{resume} --from-scratch"))

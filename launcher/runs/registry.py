@@ -81,6 +81,14 @@ def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOp
         ) from error
 
 
+def make_known(run: RunDir, run_id: str, name: str, store: storage_options.StoreOptions) -> None:
+    """Records a run that was found by its place: its folder was moved, or it is of another account or machine."""
+    entry = next((entry for entry in registered() if entry.run_id == run_id), None)
+    if entry is not None and (files.is_remote(entry.url) or entry.is_of(RunDir(entry.url))):
+        return  # a copy of a run that is where it was has no name of its own
+    register(run_id, name, run.url, store=store)
+
+
 def record_store(run_id: str, store: storage_options.StoreOptions) -> None:
     """Records other store options for a run; nothing happens to one of another account, or if that is not possible."""
     entry = next((entry for entry in registered() if entry.run_id == run_id), None)

@@ -11,6 +11,7 @@ from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.launcher.agent.root_cause import OWN_CODE, Cause, find_cause, last_error_line
 from launchyard.launcher.format import clock, duration, first_line
+from launchyard.launcher.runs.checkpoints import Gone, newest_gone
 from launchyard.launcher.runs.logs import log_of
 from launchyard.launcher.runs.state import RunState, progress_text, state_of
 from launchyard.run import events
@@ -117,8 +118,9 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None, goodput: 
         cause += f" ({state.queue})" if state.queue else ""
         began = f"{_capital(cause)}."
         log = None
-    command, advice = _advice(state, record)
-    checkpoint = _checkpoint_text(saved, lost)
+    gone = newest_gone(run, state.run_id)
+    command, advice = _advice(state, record, gone)
+    checkpoint = _checkpoint_text(saved, lost, gone)
     parts = [
         f"{state.run_id}: {began}",
         _history(run, attempt),
@@ -304,21 +306,29 @@ def _capital(sentence: str) -> str:
 
 
 def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
-    """Finished steps of an attempt that no checkpoint holds; None if it finished none."""
+    """Finished steps that no checkpoint holds, of an attempt or in memory before it; None if it finished none."""
     reached = last_step(run, attempt)
-    return None if reached is None else max(0, reached - (saved or 0))
+    if reached is None:  # it may have gone on from memory, beyond the newest checkpoint
+        started = run.start_step(attempt) or 0
+        return started - (saved or 0) if started > (saved or 0) else None
+    return max(0, reached - (saved or 0))
 
 
-def _checkpoint_text(saved: int | None, lost: int | None) -> str:
-    text = f"The newest checkpoint is of step {saved}" if saved is not None else "No checkpoint was saved"
+def _checkpoint_text(saved: int | None, lost: int | None, gone: Gone | None) -> str:
+    none = "No checkpoint was saved" if gone is None else "There is no checkpoint"
+    text = f"The newest checkpoint is of step {saved}" if saved is not None else none
+    if gone is not None:
+        text = f"{_capital(gone.what)}. {text}"
     if lost is None:
         return f"{text}."
     return f"{text}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
 
 
-def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:
+def _advice(state: RunState, record: OutcomeRecord | None, gone: Gone | None) -> tuple[str, str]:
     """The command to type, and the sentence around it."""
     resume = f"launch resume {state.run_id}"
+    if gone is not None:  # a resume would refuse
+        return gone.go_back[0], f"Bring it back, or go back on purpose: {gone.go_back[0]}."
     if record is not None and record.outcome == "completed":
         longer = f"{resume} train.max_steps=N"
         return longer, f"To train longer: {longer}."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from launchyard.host.disk import writing_to
 from launchyard.host.folders import user_state_folder
 from launchyard.host.locks import exclusive
 from launchyard.launcher.recipe.bundled import own_clusters
@@ -26,7 +27,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Make the folder, for this user only; one command at a time changes what is in it, a second waits."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    with exclusive(folder / "lock"):
+    with exclusive(folder / "lock"), writing_to(str(folder)):
         yield
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import click
 
@@ -22,9 +22,11 @@ from launchyard.errors import (
     MissingDataError,
     NothingRunsError,
     RecipeErrors,
+    StartedError,
     UserError,
     user_errors,
 )
+from launchyard.host.interrupts import HeldInterrupt
 from launchyard.launcher.backends.base import Planned, load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
@@ -48,7 +50,7 @@ from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.storage.files import typed_path
+from launchyard.storage.files import is_text, plain_name, typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 class Follow(Protocol):
     """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, a layer above this one."""
 
-    def __call__(self, run: RunDir, *, job: Job | None = None, brief: bool = False) -> int: ...
+    def __call__(self, run: RunDir, *, job: Job | None = None, brief: bool = False, presses: int = 0) -> int: ...
 
 
 class Start(Protocol):
@@ -117,7 +119,10 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
 def new_place(cluster: Cluster, url: str | None, name: str) -> RunDir:
     """The folder of that name where runs of a cluster go, or the URL that is given with --run-url."""
     with user_errors("--run-url" if url else f"storage.url of cluster {cluster.name}"):
-        return RunDir(typed_path(url or f"{cluster.storage.url.rstrip('/')}/{name}"))
+        run = RunDir(typed_path(url or f"{cluster.storage.url.rstrip('/')}/{name}"))
+        if not is_text(run.url):
+            raise ValueError(f"{plain_name(run.url)}: this name is not UTF-8, as all files of a run are; rename it")
+        return run
 
 
 def ready_at(
@@ -237,25 +242,31 @@ def planned(data: Resolved) -> PlannedData:
 def submit(
     ready: Ready, made: NewFolder, *, report: Callable[[str], None], start: Start | None = None
 ) -> tuple[Ready, Any]:
-    """Fills the run directory and hands it to the scheduler, or to `start`. Returns the frozen plan and the job."""
+    """Fills the run directory and hands it to the scheduler, or to `start`. Returns the frozen plan and the job.
+
+    StartedError for a Ctrl-C while it is handed over, which is done all the same.
+    """
     from launchyard.launcher.runs.registry import forget, register
 
     start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
         write_run(ready, made)
-        plan = ready.plan
-        register(plan.run_id, plan.name, plan.run_url, store=plan.store)  # a job cannot be taken back: it comes last
     except BaseException:
         made.discard()
         raise
-    try:
-        job = start(ready.run, plan, {})
-    except (UserError, NothingRunsError):  # refused, nothing runs
-        forget(plan.run_id)
-        made.discard()
-        raise
+    plan = ready.plan
+    with HeldInterrupt() as interrupt:
+        try:
+            register(plan.run_id, plan.name, plan.run_url, store=plan.store)
+            job = start(ready.run, plan, {})  # a job cannot be taken back: it comes last
+        except (UserError, NothingRunsError):  # refused, nothing runs
+            forget(plan.run_id)
+            made.discard()
+            raise
     report(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
+    if interrupt.pressed:
+        raise StartedError(plan.run_id, job)
     return ready, job
 
 
@@ -435,9 +446,14 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
     made = NewFolder(ready.run)
     for line in plan_text.brief(plan, loaded.recipe, ready.code):
         report(line)
-    ready, job = submit(ready, made, report=report)
     if detach is None:
-        detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
+        detach = as_json or load_backend(plan.scheduler).TRAITS.scheduled
+    try:
+        ready, job = submit(ready, made, report=report)
+    except StartedError as error:
+        if detach:
+            raise
+        return follow(ready.run, job=cast("Job", error.job), presses=1)
     if not detach:
         return follow(ready.run, job=job)
     if as_json:

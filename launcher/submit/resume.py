@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
+from launchyard.errors import NothingRunsError, RecipeErrors, StartedError, UserError, user_errors
+from launchyard.host.interrupts import HeldInterrupt
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launchyard.launcher.backends.hardware import probe_hardware
@@ -22,8 +23,9 @@ from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
 from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, check_fit, edited, frozen_described, resumed_code
+from launchyard.launcher.runs.checkpoints import newest_gone
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import registered_at
+from launchyard.launcher.runs.registry import make_known, registered_at
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.changes import (
     ENDS_EARLY,
@@ -79,9 +81,14 @@ class ReadyToResume:
         facts = {"run_id": self.state.run_id, "run_url": self.target.url, "from_step": self.state.checkpoint or 0}
         return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
 
+    def make_known(self) -> None:
+        """Has commands find the run by its id, which those after a resume name."""
+        if self.copy_to is None:
+            make_known(self.run, self.state.run_id, self.state.name, self.plan.store)
+
     def submit(self, *, report: Callable[[str], None], start: Start | None = None) -> Job:
-        """Starts it, at its scheduler or by `start`; UserError if another job was faster. Reports a change of
-        launchyard itself."""
+        """Starts it, at its scheduler or by `start`; UserError if another job was faster. StartedError for a Ctrl-C
+        while it is handed over, which is done all the same. Reports a change of launchyard itself."""
         start = start or load_backend(self.plan.scheduler).submit
         restore_data(self.recipe, self.plan.data)
         refuse_if_alive(self.run)  # before its record is touched
@@ -120,6 +127,13 @@ class ReadyToResume:
         return code.model_copy(update={"own": record})
 
     def _submit(self, start: Start) -> Job:
+        with HeldInterrupt() as interrupt:
+            job = self._hand_over(start)
+        if interrupt.pressed:
+            raise StartedError(self.state.run_id, job)
+        return job
+
+    def _hand_over(self, start: Start) -> Job:
         plan = self.plan
         run = self.target
         if self.from_step is None:
@@ -201,21 +215,10 @@ def _check_new_needs(loaded: LoadedRecipe, changes: dict[str, object], where: Cl
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
     """UserError if the newest checkpoint by the run's own records is gone, or is not of this run."""
-    checkpoints = RunCheckpoints(run)
-    newest = checkpoints.newest()
-    foreign = next((step for step in checkpoints.steps() if step > (newest or 0) and checkpoints.foreign(step)), None)
-    step = foreign if foreign is not None else checkpoints.missing()
-    if step is None:
-        return
-    folder = run.path(run.checkpoint_dir(step))
-    what = (
-        f"{folder} {checkpoints.foreign(step)}" if step == foreign else f"step {step} was saved, and {folder} is gone"
-    )
-    resume = f"launch resume {state.run_id}"
-    back = f"{resume} --from-step {newest}, or " if newest else ""
-    raise UserError(
-        f"{state.run_id}: {what}", hint=f"bring it back, or go back on purpose: {back}{resume} --from-scratch"
-    )
+    gone = newest_gone(run, state.run_id)
+    if gone is not None:
+        back = ", or ".join(gone.go_back)
+        raise UserError(f"{state.run_id}: {gone.what}", hint=f"bring it back, or go back on purpose: {back}")
 
 
 def _go_back(run: RunDir, state: RunState, step: int) -> RunState:

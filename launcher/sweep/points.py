@@ -168,6 +168,8 @@ def read_points(name: str) -> list[JsonObject]:
             text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ValueError(f"{name}: {(error.strerror or str(error)).lower()}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
     rows = list(readers[path.suffix](text, name))
     if not rows:
         raise UserError(f"--file {name}: holds no rows")

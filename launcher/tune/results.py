@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launchyard.errors import UserError
+from launchyard.host.disk import writing_to
 from launchyard.launcher.format import can_draw, count, json_text, size, table
 from launchyard.launcher.report.terminal_chart import draw
 from launchyard.launcher.tune.range_test import BELOW_DIVERGENCE, Suggestion, smoothed
@@ -148,10 +149,11 @@ def write_results(tuned: Tuned, request: TuneRequest, folder: str) -> list[Path]
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     written = [path / ROWS_FILE]
-    written[0].write_text(row_texts(tuned_rows(tuned, request)))
-    if tuned.rates and (drawing := _drawing(tuned)):
-        written.append(path / CHART_FILE)
-        written[-1].write_text(drawing)
+    with writing_to(folder):
+        written[0].write_text(row_texts(tuned_rows(tuned, request)))
+        if tuned.rates and (drawing := _drawing(tuned)):
+            written.append(path / CHART_FILE)
+            written[-1].write_text(drawing)
     return written
 
 

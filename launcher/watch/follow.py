@@ -34,20 +34,22 @@ ASK_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
 
 
-def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None, brief: bool = False) -> int:
+def follow(
+    run: RunDir, *, job: Job | None = None, out: IO[str] | None = None, brief: bool = False, presses: int = 0
+) -> int:
     """Show a run until it ends; the exit code of `launch`: 0 done, 1 failed, 75 stopped, 130 ended by Ctrl-C.
 
-    brief: without its last page, unless it failed.
+    brief: without its last page, unless it failed. presses: of Ctrl-C, before it began.
     """
     out = out or sys.stdout
     progress = Progress(run)
-    with _CtrlC() as presses, _Live(out) if out.isatty() else _Plain(out) as view:
-        record = _watch(_Watcher(run, job, progress), view, presses)
+    with _CtrlC(presses) as interrupts, _Live(out) if out.isatty() else _Plain(out) as view:
+        record = _watch(_Watcher(run, job, progress), view, interrupts)
     if record is None:
         return _lost(run, progress, out)
     for line in _last_lines(run, record, out) if not brief or record.outcome == "failed" else ():
         print(plain(line, out), file=out)
-    if presses.handled > 1:
+    if interrupts.handled > 1:
         return EXIT_INTERRUPTED
     return {"completed": EXIT_DONE, "stopped": EXIT_STOPPED, "failed": EXIT_FAILED}[record.outcome]
 
@@ -156,8 +158,8 @@ def _final_outcome(run: RunDir) -> OutcomeRecord | None:
 class _CtrlC:
     """Counts Ctrl-C instead of raising at any point of the program; from the third on it raises again."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
         self.handled = 0
         self._before: Any = None
 

@@ -72,8 +72,14 @@ class Tokenizer:
         return int(self.raw.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text."""
-        return list(self.raw.encode(text, add_special_tokens=special).ids)
+        """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text.
+
+        Raises ValueError for half a surrogate pair, which JSON may hold.
+        """
+        try:
+            return list(self.raw.encode(text, add_special_tokens=special).ids)
+        except TypeError as error:
+            raise ValueError("the text holds half a surrogate pair, which is no character") from error
 
     def encode_each(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         """Ids of several texts, each for itself, on all threads that the tokenizers package may use."""

@@ -33,6 +33,14 @@ class UserError(LaunchError):
     exit_code = EXIT_USER
 
 
+class StartedError(KeyboardInterrupt):
+    """Ctrl-C while a run was handed over to its job: it has been started all the same, and goes on."""
+
+    def __init__(self, run_id: str, job: object) -> None:
+        super().__init__(f"{run_id} had been started by then; to end it: launch stop {run_id}")
+        self.job = job
+
+
 class RecipeErrors(UserError):
     """All that is wrong with a recipe or a cluster file, at once."""
 
@@ -47,6 +55,14 @@ class MissingDataError(UserError):
     def __init__(self, message: str, *, source: str) -> None:
         super().__init__(message)
         self.source = source
+
+
+def os_error_text(error: OSError) -> str:
+    """Returns `FILE: what the system said` for Python's `[Errno 28] What: 'FILE'`; other messages as they are."""
+    if not str(error).startswith("[Errno"):
+        return str(error)
+    problem = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {problem}" if error.filename else problem
 
 
 @contextmanager
@@ -69,6 +85,9 @@ def user_errors(where: str = "") -> Iterator[None]:
             raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
         if not isinstance(error, PermissionError):
             raise
-        raise UserError(f"permission denied: {error.filename or error}") from error
+        from launchyard.host.folders import folder_advice
+
+        named = error.filename or str(error)
+        raise UserError(f"permission denied: {named}", hint=folder_advice(error.filename)) from error
     except ValueError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launchyard.errors import UserError
+from launchyard.errors import UserError, os_error_text
 from launchyard.host.processes import marked
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.checkpoints import list_saved
@@ -21,6 +21,7 @@ from launchyard.run.append import Appender
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import parse_lines
+from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
 from tests.support.ranks import ForkedProcess
@@ -138,6 +139,18 @@ def test_a_launch_on_a_full_disk_is_told(origin: Origin, small_disk: Path) -> No
     with pytest.raises(UserError, match="No space left"):
         backend.submit(run, PlannedHere(), {})
     assert run.attempts() == [0] and not marked(run.url)
+
+
+def test_text_that_finds_no_room_names_the_place(small_disk: Path, novel: str, tokenizer_file: str) -> None:
+    text = small_disk.parent / "novel.txt"
+    text.write_text(novel[:200_000])
+    out = small_disk / "tokens"
+    fill(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * ((4 << 20) - (64 << 10)))  # room for the folders
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare([str(text)], tokenizer=tokenizer_file, out=str(out))
+    assert str(caught.value.filename).startswith(str(out))
+    assert os_error_text(caught.value).endswith(": no space left on device")
 
 
 def test_a_cache_on_a_full_disk(origin: Origin, small_disk: Path, tmp_path: Path) -> None:

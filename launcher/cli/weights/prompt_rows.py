@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.cli.weights.sampling_options import SAMPLING_NAMES, checked_sampling
+from launchyard.storage import files
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import SamplingOptions
@@ -72,11 +73,10 @@ def read_prompt_rows(path: str, defaults: Mapping[str, object]) -> list[PlacedRo
 def _lines(path: str) -> Iterator[tuple[str, str]]:
     """file:line and what it says; an empty line is none."""
     name = "standard input" if path == "-" else path
-    if path == "-":
-        text = sys.stdin.read()
-    else:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+    try:
+        text = sys.stdin.read() if path == "-" else files.read_text(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text (byte {error.start})") from error
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{name}:{number}", line
@@ -89,6 +89,8 @@ def _row(where: str, line: str, defaults: Mapping[str, object]) -> PlacedRow:
         raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
     if not isinstance(fields, dict):
         raise ValueError('a line is an object, as {"prompt": "Once upon a time"}')
+    if not files.is_text(json.dumps(fields, ensure_ascii=False)):
+        raise ValueError("holds half a surrogate pair, which is no character")
     row = PromptRow.model_validate(fields)
     own = {name: value for name in SAMPLING_NAMES if (value := getattr(row, name)) is not None}
     return PlacedRow(where, row, fields, checked_sampling({**defaults, **own}))

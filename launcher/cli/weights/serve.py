@@ -246,8 +246,9 @@ def _keys(path: str | None) -> list[str]:
         return [key] if key else []
     try:
         keys = [line.strip() for line in Path(path).read_text().splitlines()]
-    except OSError as error:
-        raise UserError(f"--api-keys {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"--api-keys {path}: {problem}") from error
     found = [key for key in keys if key and not key.startswith("#")]
     if not found:
         raise UserError(f"--api-keys {path} holds no key; write one a line")

@@ -113,7 +113,22 @@ def test_several_runs_in_one_command(over: RunDir, tmp_path: Path, launch: Launc
     code, _, err = launch("status", "other", "tiny", "--watch")
     assert code == 2 and "--watch is for one run" in err
     code, _, err = launch("cancel", "other", "tiny")
+    assert code == 2 and "other-efgh is not running" in err and "tiny-abcd is not running" in err
+    assert "nothing was done" not in err
+
+
+@pytest.mark.parametrize("verb", ["stop", "cancel"])
+def test_runs_beside_one_that_has_ended_are_left_alone_and_named(
+    verb: str, live: Standin, tmp_path: Path, launch: Launch
+) -> None:
+    live.submit(save_every=10)
+    live.running(steps=2)
+    (tmp_path / "other").mkdir()
+    register("other-efgh", "other", make_run(tmp_path / "other", run_id="other-efgh").url)
+    code, _, err = launch(verb, "tiny", "other")
     assert code == 2 and "other-efgh is not running" in err
+    assert f"nothing was done to the others: launch {verb} tiny-abcd" in err
+    assert state_of(live.run).alive and live.run.stop_requested() is None
 
 
 def test_a_run_that_ended_early_goes_on_only_with_another_end(tmp_path: Path, launch: Launch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from launchyard.launcher.agent.hang_detector import HUNG
 from launchyard.launcher.agent.root_cause import LOST_PEER, find_cause
-from launchyard.launcher.runs.why import explain, from_memory_text
+from launchyard.launcher.runs.why import explain, from_memory_text, steps_lost
 from launchyard.run.append import Appender
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -206,3 +206,5 @@ def test_it_says_whether_memory_was_of_use(run: RunDir) -> None:
     events.add({"event": "snapshots lost", "time": 1.0, "message": "nothing in memory is of rank 1"})
     events.add(started | {"source": "disk"})
     assert from_memory_text(run) == "Attempt 1 could not go on from memory: nothing in memory is of rank 1."
+    assert steps_lost(run, 1, 5) == 15, "it made none itself, and no checkpoint holds what it began with"
+    assert steps_lost(run, 1, 20) is None

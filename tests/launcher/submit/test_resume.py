@@ -12,12 +12,15 @@ import yaml
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.plan.warnings import checkpoints_at_once
 from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.launcher.runs.state import state_of
+from launchyard.launcher.runs.why import explain
 from launchyard.launcher.submit import room
 from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, SCHEDULE, flatten, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
+from launchyard.storage.errors import DamagedError
 from launchyard.training.data.dataset_spec import open_dataset
 from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.recipe import Recipe
@@ -85,6 +88,18 @@ def test_a_changed_frozen_file(run: RunDir, name: str, old: str, new: str) -> No
     refused(run, f"{name} was changed after the launch")
 
 
+def test_a_frozen_file_that_is_gone_or_none_of_ours(run: RunDir) -> None:
+    recipe, plan = Path(run.path("recipe.yaml")), Path(run.path("plan.json"))
+    kept = recipe.read_text()
+    recipe.unlink()
+    refused(run, f"{recipe} is gone", "put it back")
+    recipe.write_text(kept)
+    for content in ("[]", "null", "5"):
+        plan.write_text(content)
+        with pytest.raises(DamagedError, match="is damaged: it holds no JSON object"):
+            make_ready(run, {"train.max_steps": 24})
+
+
 def test_a_checkpoint_of_another_run(run: RunDir, trained: Shell) -> None:
     newest = trained.here / "run/checkpoints/step-00000020"
     shutil.rmtree(newest)
@@ -94,14 +109,32 @@ def test_a_checkpoint_of_another_run(run: RunDir, trained: Shell) -> None:
     refused(run, f"{newest} is of another run, ", "--from-step 10")
 
 
+def test_a_run_that_was_moved_is_known_by_its_id_again(run: RunDir, trained: Shell) -> None:
+    """And a copy of it takes no name from it."""
+    run_id = state_of(run).run_id
+    shutil.copytree(run.url, trained.here / "copy")
+    assert trained("resume", "./copy", "train.max_steps=21").returncode == 0
+    assert json.loads(trained("status", run_id, "--json").stdout)["url"] == run.url
+    shutil.move(run.url, trained.here / "moved")
+    assert "is gone" in trained("status", run_id).stderr
+    assert trained("resume", "./moved", "train.max_steps=21").returncode == 0
+    assert json.loads(trained("status", run_id, "--json").stdout)["url"] == str(trained.here / "moved")
+
+
 def test_the_newest_checkpoint_gone(run: RunDir, trained: Shell) -> None:
     shutil.rmtree(trained.here / "run/checkpoints/step-00000020")
     refused(run, "step 20 was saved", "is gone", "--from-step 10, or launch resume", "--from-scratch")
+    why = explain(run)
+    assert why.next == [f"launch resume {state_of(run).run_id} --from-step 10"], "the one that is not refused"
+    assert "Step 20 was saved, and " in why.text and "is gone. The newest checkpoint is of step 10" in why.text
 
 
 def test_all_checkpoints_gone(run: RunDir, trained: Shell) -> None:
     shutil.rmtree(trained.here / "run/checkpoints")
     refused(run, "step 20 was saved", "--from-scratch")
+    why = explain(run)
+    assert why.next == [f"launch resume {state_of(run).run_id} --from-scratch"]
+    assert "There is no checkpoint; 20 steps are lost" in why.text
 
 
 def test_an_attempt_that_nobody_watches_does_not_start_over_in_silence(run: RunDir, trained: Shell) -> None:

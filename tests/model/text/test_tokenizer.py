@@ -37,6 +37,11 @@ def test_a_stream_of_text_is_the_text(byte_level: Tokenizer, text: str) -> None:
         assert not any("\ufffd" in piece for piece in pieces), "half a character was shown"
 
 
+def test_half_a_surrogate_pair_is_refused(byte_level: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        byte_level.encode("half a pair: \ud83d")
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 299), max_size=120), st.lists(st.integers(1, 299), max_size=20))
 def test_a_stream_of_any_ids_is_their_text(byte_level: Tokenizer, ids: list[int], context: list[int]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Unpack
 
+from launchyard.host.disk import writing_to
 from launchyard.host.locks import LockedError, exclusive
 from launchyard.model.text.companions import write_companions
 from launchyard.storage import files
@@ -154,6 +155,7 @@ def lock_out(out: str) -> Iterator[None]:
             raise PrepareError(
                 f"another `launch prepare` is writing {out}; wait for it, or choose another --out"
             ) from None
+        stack.enter_context(writing_to(out))
         yield
 
 
