@@ -135,6 +135,16 @@ def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
             return
 
 
+def read_text(path: str) -> str:
+    """The content of a file in UTF-8, without a byte order mark. ValueError names a file that is none, and the line."""
+    raw = read(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{line} is not UTF-8") from error
+
+
 def read_json(path: str) -> JsonObject:
     """ValueError names a file that holds no JSON object."""
     try:

@@ -19,7 +19,7 @@ from launchyard.launcher.data.corpus_check import CorpusCheck, check_corpus, cor
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.data.rows_shown import facts_of_rows, lengths_of, sample_rows
 from launchyard.launcher.format import duration, json_text, size
-from launchyard.storage.files import exists, normal, read
+from launchyard.storage.files import exists, normal, read_text
 from launchyard.training.data.index import (
     DATASET,
     DIGESTS,
@@ -220,7 +220,7 @@ def _row_options(
         "kind": kind,
         "too_long": too_long,
         "style": style,
-        "template": None if template is None else read(template).decode(),
+        "template": None if template is None else read_text(template),
         "mask_prompt": not learn_prompt,
         "columns": {ours: theirs for ours, _, theirs in pairs} or None,
     }

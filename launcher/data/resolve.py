@@ -405,7 +405,7 @@ def _row_options(kind: DataKind, data: DataConfig, base: str | None) -> RowOptio
         name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template", "mask_prompt")
     }
     if data.template is not None and data.template.endswith(".jinja"):
-        keys["template"] = files.read(locate(data.template, base)).decode()
+        keys["template"] = files.read_text(locate(data.template, base))
     return RowOptions.model_validate(keys)
 
 

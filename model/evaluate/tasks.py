@@ -24,6 +24,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from launchyard.model.evaluate.harness import HarnessModel
+from launchyard.storage.files import read_text
 
 _YAML = (".yaml", ".yml")
 
@@ -116,7 +117,7 @@ _Tolerant.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _name_in(file: Path) -> str:
     """Of a task or a group."""
-    content = yaml.load(file.read_text(), _Tolerant)  # noqa: S506, a safe loader
+    content = yaml.load(read_text(str(file)), _Tolerant)  # noqa: S506, a safe loader
     name = content.get("group") or content.get("task") if isinstance(content, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"{file} is no task of lm-eval: it names no task or group")

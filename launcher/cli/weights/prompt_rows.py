@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.cli.weights.sampling_options import SAMPLING_NAMES, checked_sampling
+from launchyard.model.text.tokenizer import refuse_halves
+from launchyard.storage.files import read_text
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import SamplingOptions
@@ -69,14 +71,20 @@ def read_prompt_rows(path: str, defaults: Mapping[str, object]) -> list[PlacedRo
     return rows
 
 
+def standard_input() -> str:
+    """All of it, without a byte order mark. UserError if it is not UTF-8."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in a plain locale Python reads other bytes as halves of surrogate pairs
+    except UnicodeError as error:
+        raise UserError("standard input is not UTF-8") from error
+    return text.removeprefix("\ufeff")
+
+
 def _lines(path: str) -> Iterator[tuple[str, str]]:
     """file:line and what it says; an empty line is none."""
     name = "standard input" if path == "-" else path
-    if path == "-":
-        text = sys.stdin.read()
-    else:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+    text = standard_input() if path == "-" else read_text(path)
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{name}:{number}", line
@@ -90,6 +98,7 @@ def _row(where: str, line: str, defaults: Mapping[str, object]) -> PlacedRow:
     if not isinstance(fields, dict):
         raise ValueError('a line is an object, as {"prompt": "Once upon a time"}')
     row = PromptRow.model_validate(fields)
+    refuse_halves(row.prompt)
     own = {name: value for name in SAMPLING_NAMES if (value := getattr(row, name)) is not None}
     return PlacedRow(where, row, fields, checked_sampling({**defaults, **own}))
 

@@ -30,10 +30,10 @@ def template_options(command: _Command) -> _Command:
 def chat_of(model: LoadedModel, style: str | None, template: str | None) -> Chat:
     """UserError if the model has no template, and none is given."""
     from launchyard.model.text.chat import Chat
-    from launchyard.storage.files import read
+    from launchyard.storage.files import read_text
 
-    text = None if template is None else read(template).decode()
     try:
+        text = None if template is None else read_text(template)
         return Chat(model.tokenizer, style=style, template=text)
     except ValueError as error:
         hint = "--style NAME takes one of these styles, --template FILE a chat template in Jinja"
