@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.cli.weights.sampling_options import SAMPLING_NAMES, checked_sampling
-from launchyard.model.text.tokenizer import refuse_halves
 from launchyard.storage.files import read_text
 
 if TYPE_CHECKING:
@@ -91,6 +90,8 @@ def _lines(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _row(where: str, line: str, defaults: Mapping[str, object]) -> PlacedRow:
+    from launchyard.model.text.tokenizer import refuse_halves
+
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
