@@ -243,6 +243,7 @@ def submit(
     start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
+        _report_left_out(ready.data, report)
         write_run(ready, made)
         plan = ready.plan
         register(plan.run_id, plan.name, plan.run_url, store=plan.store)  # a job cannot be taken back: it comes last
@@ -257,6 +258,14 @@ def submit(
         raise
     report(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
     return ready, job
+
+
+def _report_left_out(data: Resolved, report: Callable[[str], None]) -> None:
+    from launchyard.launcher.data.rows_shown import rows_left_out
+
+    for source in data.spec.train:
+        if source.instruct is not None and (note := rows_left_out(source.folder)):
+            report(f"! {'note':<8} {note}; `launch inspect` of the recipe shows the rows")
 
 
 def prepare_data(ready: Ready) -> Ready:
