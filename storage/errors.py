@@ -26,3 +26,10 @@ class CorruptError(Exception):
 
 class DamagedError(ValueError):
     """A small file is not what was written. The message names it. Another try may find it restored."""
+
+
+def pointer_fault(path: str, beginning: bytes) -> str | None:
+    """The fault of a file that Git LFS did not fetch; None if it is no such pointer."""
+    if not beginning.startswith(b"version https://git-lfs"):
+        return None
+    return f"{path} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull"

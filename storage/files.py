@@ -127,14 +127,6 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
         return file.read() if length is None else file.read(length)
 
 
-def read_text(path: str) -> str:
-    """Returns the text of a file. Raises ValueError with its name if it is not UTF-8, FileNotFoundError without it."""
-    try:
-        return read(path).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{redact(path)} is not UTF-8 text (byte {error.start})") from error
-
-
 _BLOCK_BYTES = 1 << 20
 _STORE_BLOCK_BYTES = 8 << 20  # a part of a log in a store is one request
 
@@ -156,6 +148,16 @@ def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
         start += len(block)
         if len(block) < _STORE_BLOCK_BYTES:
             return
+
+
+def read_text(path: str) -> str:
+    """The content of a file in UTF-8, without a byte order mark. ValueError names a file that is none, and the line."""
+    raw = read(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        raise ValueError(f"{redact(path)}:{line} is not UTF-8") from error
 
 
 def read_json(path: str) -> JsonObject:

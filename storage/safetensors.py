@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from launchyard.storage import files, options
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, pointer_fault
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,8 @@ class TensorFile:
         size = files.size(path)
         raw = files.read(path, 0, 8)
         header_bytes = int.from_bytes(raw, "little")
-        if raw == b"version ":
-            raise CorruptError(f"{path} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull")
+        if raw == b"version " and (fault := pointer_fault(path, files.read(path, 0, 64))):
+            raise CorruptError(fault)
         if len(raw) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
             raise CorruptError(f"{path} is no safetensors file, or it is cut: it has {size} bytes")
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launchyard.training.data.index import Dataset
+from launchyard.training.data.index import Dataset, read_dataset
 
 if TYPE_CHECKING:
     from launchyard.model.text.tokenizer import Tokenizer
@@ -35,6 +35,19 @@ def facts_of_rows(dataset: Dataset) -> Iterator[str]:
     yield f"  rendered by {how}, at most {made.seq_len + 1:,} tokens a row, longer ones: {made.too_long}"
     yield from (f"  left out: {n:,} {left_out}, {reason}" for reason, n in made.dropped.items())
     yield from (f"  {reason}: {n:,}" for reason, n in made.counts.items())
+
+
+def rows_left_out(split: str) -> str | None:
+    """How many conversations, or pairs, gave no row to the data set of a split's folder, and why; None if all did."""
+    dataset = read_dataset(split.rpartition("/")[0])
+    if dataset is None or dataset.instruct is None or not dataset.instruct.dropped:
+        return None
+    reasons = dataset.instruct.dropped
+    what, together = ("pairs", 2) if dataset.kind == "preference" else ("conversations", 1)
+    count = sum(reasons.values())
+    given = count + sum(entry.documents for entry in dataset.splits.values()) // together
+    why = "; ".join(f"{reason} ({n:,})" for reason, n in reasons.items())
+    return f"{count:,} of {given:,} {what} are left out: {why}"
 
 
 def lengths_of(folder: str) -> str:

@@ -251,6 +251,7 @@ def submit(
     start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
+        _report_left_out(ready.data, report)
         write_run(ready, made)
     except BaseException:
         made.discard()
@@ -268,6 +269,14 @@ def submit(
     if interrupt.pressed:
         raise StartedError(plan.run_id, job)
     return ready, job
+
+
+def _report_left_out(data: Resolved, report: Callable[[str], None]) -> None:
+    from launchyard.launcher.data.rows_shown import rows_left_out
+
+    for source in data.spec.train:
+        if source.instruct is not None and (note := rows_left_out(source.folder)):
+            report(f"! {'note':<8} {note}; `launch inspect` of the recipe shows the rows")
 
 
 def prepare_data(ready: Ready) -> Ready:

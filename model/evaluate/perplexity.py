@@ -23,18 +23,20 @@ class TextOdds:
 
     @property
     def perplexity(self) -> float:
-        """Of a token of this tokenizer; not to be compared with that of another."""
-        return math.exp(-self.logprob / self.n_tokens)
+        """Of a token of this tokenizer; not to be compared with that of another. inf where it is beyond all numbers."""
+        return _exp(-self.logprob / self.n_tokens)
 
     @property
     def word_perplexity(self) -> float:
-        """inf where it is beyond all numbers."""
-        exponent = -self.logprob / self.n_words
-        return math.exp(exponent) if exponent < 709 else math.inf
+        return _exp(-self.logprob / self.n_words)
 
     @property
     def bits_per_byte(self) -> float:
         return -self.logprob / self.n_bytes / math.log(2)
+
+
+def _exp(exponent: float) -> float:
+    return math.exp(exponent) if exponent < 709 else math.inf
 
 
 def prefix_id(loaded: LoadedModel) -> int:

@@ -132,6 +132,11 @@ def _forward(
         at=torch.tensor(at, device=device),
         head=partial(_told, _checked(model, targets).to(device)),
     ).tolist()
+    if any(math.isnan(logprob) for logprob, _ in told):
+        raise ValueError(
+            "the model gives no odds but NaN: its weights hold such numbers, or it computes some that its type cannot "
+            "hold (fp16 ends at 65504), where --dtype float32 helps"
+        )
     start = 0
     for pair in order:
         own = told[start : start + len(continuations[pair])]

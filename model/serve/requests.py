@@ -65,6 +65,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 0")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must lie within 2^63")
         if not self.prompt:
             raise ValueError("the prompt is empty; a model needs at least one token to go on from")
 

@@ -26,6 +26,7 @@ from launchyard.model.text.splits import WORD_SPLITS
 from launchyard.model.text.tiktoken_file import of_tiktoken
 from launchyard.model.text.tokenizer_json import AddedToken, Ends, byte_level
 from launchyard.storage import files
+from launchyard.storage.errors import pointer_fault
 from launchyard.storage.files import exists, listdir, normal
 
 VOCAB = "vocab.json"
@@ -70,15 +71,23 @@ def read_tokenizer_files(path: str) -> dict[str, bytes]:
     if name.endswith(GGUF):
         return _of_gguf(path)
     if name.endswith(".json") and name != VOCAB:
-        return companions_beside(path)
+        found = companions_beside(path)
+        _refuse_pointer(path, found[TOKENIZER])
+        return found
     convert = _of_vocab_and_merges if name == VOCAB else _of_model_file
     beside = read_companions(folder or ".")
     beside.pop(TOKENIZER, None)  # of another vocabulary, perhaps
     raw = files.read(path)
+    _refuse_pointer(path, raw)
     try:
         return convert(raw, beside, folder or ".")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _refuse_pointer(path: str, raw: bytes) -> None:
+    if fault := pointer_fault(path, raw[:64]):
+        raise ValueError(fault)
 
 
 def _of_gguf(path: str) -> dict[str, bytes]:

@@ -72,18 +72,21 @@ class Tokenizer:
         return int(self.raw.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text.
-
-        Raises ValueError for half a surrogate pair, which JSON may hold.
-        """
-        try:
-            return list(self.raw.encode(text, add_special_tokens=special).ids)
-        except TypeError as error:
-            raise ValueError("the text holds half a surrogate pair, which is no character") from error
+        """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text."""
+        return self.encode_each([text], special=special)[0]
 
     def encode_each(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Ids of several texts, each for itself, on all threads that the tokenizers package may use."""
-        return [list(one.ids) for one in self.raw.encode_batch_fast(list(texts), add_special_tokens=special)]
+        """Ids of several texts, each for itself, on all threads that the tokenizers package may use.
+
+        Other threads of Python go on meanwhile, which they would not beside its `encode`. ValueError for a text that
+        is not Unicode.
+        """
+        try:
+            return [list(one.ids) for one in self.raw.encode_batch_fast(list(texts), add_special_tokens=special)]
+        except TypeError:
+            for text in texts:
+                refuse_halves(text)
+            raise
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return str(self.raw.decode(list(ids), skip_special_tokens=skip_special))
@@ -206,6 +209,14 @@ def exported(companions: Companions, *, max_seq_len: int) -> dict[str, bytes]:
     settings.setdefault("model_max_length", max_seq_len)
     raw = (json.dumps(settings, indent=2) + "\n").encode()
     return with_templates({**companions, TOKENIZER_CONFIG: raw}, read_templates(companions))
+
+
+def refuse_halves(text: str) -> None:
+    """ValueError for half a surrogate pair: JSON may hold one, and Python makes them of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text is not Unicode at character {error.start + 1}; was it written as UTF-8?") from None
 
 
 def _of_model(where: str) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING
 
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, pointer_fault
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -82,6 +82,8 @@ class _Reader:
         self._at = 0
 
     def file(self) -> GgufFile:
+        if fault := pointer_fault(self._path, self._mapped[:64]):
+            raise CorruptError(fault)
         if self._mapped[:4] != _MAGIC:
             raise CorruptError(f"{self._path} is no GGUF file: it does not begin with {_MAGIC.decode()}")
         self._at = 4

@@ -83,6 +83,8 @@ def user_errors(where: str = "") -> Iterator[None]:
 
         if isinstance(error, StoreError):  # its message is complete
             raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"this is a folder, where a file is needed: {error.filename or error}") from error
         if not isinstance(error, PermissionError):
             raise
         from launchyard.host.folders import folder_advice

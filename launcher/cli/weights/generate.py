@@ -190,7 +190,9 @@ def _drafter(options: _Options, model: LoadedModel) -> Drafter | None:
 def _prompt(options: _Options) -> str:
     """As it was typed; from standard input without its last end of a line, which no one means."""
     assert options.prompt is not None
-    return options.prompt if options.prompt != "-" else sys.stdin.read().removesuffix("\n")
+    from launchyard.launcher.cli.weights.prompt_rows import standard_input
+
+    return options.prompt if options.prompt != "-" else standard_input().removesuffix("\n")
 
 
 def _ids(options: _Options, model: LoadedModel, prompt: str) -> list[int]:

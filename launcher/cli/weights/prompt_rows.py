@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.cli.weights.sampling_options import SAMPLING_NAMES, checked_sampling
-from launchyard.storage import files
+from launchyard.storage.files import read_text
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import SamplingOptions
@@ -70,27 +70,36 @@ def read_prompt_rows(path: str, defaults: Mapping[str, object]) -> list[PlacedRo
     return rows
 
 
+def standard_input() -> str:
+    """All of it, without a byte order mark. UserError if it is not UTF-8."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in a plain locale Python reads other bytes as halves of surrogate pairs
+    except UnicodeError as error:
+        raise UserError("standard input is not UTF-8") from error
+    return text.removeprefix("\ufeff")
+
+
 def _lines(path: str) -> Iterator[tuple[str, str]]:
     """file:line and what it says; an empty line is none."""
     name = "standard input" if path == "-" else path
-    try:
-        text = sys.stdin.read() if path == "-" else files.read_text(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text (byte {error.start})") from error
+    text = standard_input() if path == "-" else read_text(path)
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{name}:{number}", line
 
 
 def _row(where: str, line: str, defaults: Mapping[str, object]) -> PlacedRow:
+    from launchyard.model.text.tokenizer import refuse_halves
+
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {error.msg} at character {error.pos + 1}") from error
     if not isinstance(fields, dict):
         raise ValueError('a line is an object, as {"prompt": "Once upon a time"}')
-    if not files.is_text(json.dumps(fields, ensure_ascii=False)):
-        raise ValueError("holds half a surrogate pair, which is no character")
+    for value in fields.values():
+        refuse_halves(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     row = PromptRow.model_validate(fields)
     own = {name: value for name in SAMPLING_NAMES if (value := getattr(row, name)) is not None}
     return PlacedRow(where, row, fields, checked_sampling({**defaults, **own}))

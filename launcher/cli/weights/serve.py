@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -27,6 +26,7 @@ from launchyard.launcher.cli.weights.sampling_options import (
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
+from launchyard.storage.files import read_text
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
@@ -245,10 +245,11 @@ def _keys(path: str | None) -> list[str]:
         key = api_key()
         return [key] if key else []
     try:
-        keys = [line.strip() for line in Path(path).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"--api-keys {path}: {problem}") from error
+        keys = [line.strip() for line in read_text(path).splitlines()]
+    except OSError as error:
+        raise UserError(f"--api-keys {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--api-keys {error}") from error
     found = [key for key in keys if key and not key.startswith("#")]
     if not found:
         raise UserError(f"--api-keys {path} holds no key; write one a line")

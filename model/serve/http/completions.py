@@ -137,6 +137,9 @@ async def completions(http: HttpRequest) -> Response:
 async def _prompts(server: Server, body: CompletionBody) -> list[list[int]]:
     """Ids of each prompt: text as the tokenizer takes it, or ids as they are."""
     found = body.prompt
+    one = isinstance(found, str) or (found and isinstance(found[0], int))
+    if (count := body.n * (1 if one else len(found))) > MOST_TEXTS:
+        raise ApiError(400, f"{count} texts are asked for at once; {MOST_TEXTS} are allowed", param="prompt")
     texts = [found] if isinstance(found, str) else [one for one in found if isinstance(one, str)]
     if texts:
         prompts = [await server.encode(text) if text else server.model.encode(text) for text in texts]
@@ -145,8 +148,4 @@ async def _prompts(server: Server, body: CompletionBody) -> list[list[int]]:
         prompts = [numbers] if numbers else [list(one) for one in found if isinstance(one, list)]
     if not prompts or not all(prompts):
         raise ApiError(400, "a prompt is empty; give text or ids", param="prompt")
-    if len(prompts) * body.n > MOST_TEXTS:
-        raise ApiError(
-            400, f"{len(prompts) * body.n} texts are asked for at once; {MOST_TEXTS} are allowed", param="prompt"
-        )
     return prompts

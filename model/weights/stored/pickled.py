@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.weights.headers import BIN_INDEX, bins_of
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, pointer_fault
 from launchyard.storage.files import is_remote
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")  # in torch's message: what the pickle would have called
@@ -72,8 +72,8 @@ def _check_archive(path: str) -> None:
         first = file.read(300)
     if first.startswith(b"PK"):
         raise CorruptError(f"{path} is cut: its archive has no end; it has {os.path.getsize(path)} bytes")
-    if first.startswith(b"version https://git-lfs"):
-        raise CorruptError(f"{path} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull")
+    if fault := pointer_fault(path, first):
+        raise CorruptError(fault)
     if first.startswith(b"\x80") or first[257:262] == b"ustar":
         raise ValueError(f"{path} is of the format that torch wrote before 1.6, which is not read; {_ADVICE}")
     raise CorruptError(f"{path} is no archive of torch: it begins with {first[:8]!r}")

@@ -10,7 +10,10 @@ import yaml
 
 from launchyard import finetune as finetune_here
 from launchyard import load
+from launchyard.errors import UserError
+from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.data.rows_shown import rows_left_out
 from launchyard.launcher.submit.finetune import METHODS
 from launchyard.model.weights.hf_export import save_hf
 from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
@@ -105,6 +108,31 @@ def test_what_was_left_out_is_told(model: str, rows: str, capsys: pytest.Capture
         out = capsys.readouterr().out
         assert not ended.value.code
         assert "left out: 1 conversations, too long" in out and "left out: 1 conversations, no turn to train for" in out
+    said = "2 of 42 conversations are left out: too long (1); no turn to train for (1)"
+    assert rows_left_out("made/train") == said
+
+
+@pytest.mark.parametrize("method", ["lora", "dpo"])
+def test_a_launch_tells_what_was_left_out(
+    method: str, model: str, rows: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first, which prepares the rows, and one that finds them prepared."""
+    data = "pairs.jsonl" if method == "dpo" else rows
+    long = {"prompt": "say all", "chosen": "and so on " * 400, "rejected": "no"}
+    if method == "lora":
+        long = {"instruction": "say all", "output": "and so on " * 400}
+    with open(data, "a") as file:
+        file.write("\n" + json.dumps(long))
+
+    def refuse(*_: object) -> None:
+        raise UserError("nothing is started here")
+
+    monkeypatch.setattr(backend, "submit", refuse)
+    what = "pairs" if method == "dpo" else "conversations"
+    for _ in range(2):
+        code, out, err = finetune(capsys, model, "--data", data, "--method", method, "train.max_steps=1")
+        assert code == 2 and "nothing is started here" in err
+        assert f"! note     1 of 41 {what} are left out: too long (1); `launch inspect`" in out
 
 
 @pytest.mark.slow

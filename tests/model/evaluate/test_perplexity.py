@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard import load
-from launchyard.model.evaluate.perplexity import length_limit, prefix_id, rolling_windows, text_odds
+from launchyard.model.evaluate.perplexity import TextOdds, length_limit, prefix_id, rolling_windows, text_odds
 from launchyard.model.evaluate.score import score
 from launchyard.model.loaded import LoadedModel
 from launchyard.model.text.companions import companions_beside
@@ -50,6 +50,13 @@ def test_figures_follow_from_the_text(loaded: LoadedModel) -> None:
     assert odds.perplexity**odds.n_tokens == pytest.approx(math.exp(-odds.logprob))
     assert odds.word_perplexity == pytest.approx(odds.perplexity ** (odds.n_tokens / odds.n_words))
     assert 2 ** (odds.bits_per_byte * odds.n_bytes) == pytest.approx(math.exp(-odds.logprob))
+
+
+def test_odds_beyond_all_numbers_are_no_overflow() -> None:
+    """As of a model that diverged, and is sure of the wrong token."""
+    odds = TextOdds(logprob=-9000.0, n_tokens=9, n_words=3, n_bytes=30)
+    assert (odds.perplexity, odds.word_perplexity) == (math.inf, math.inf)
+    assert odds.bits_per_byte == pytest.approx(300 / math.log(2))
 
 
 def test_a_long_text_is_cut_into_windows(loaded: LoadedModel) -> None:

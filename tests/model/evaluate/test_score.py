@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -101,6 +102,15 @@ def test_progress_reaches_all_pairs() -> None:
 def test_what_cannot_be_scored_is_refused(pair: Pair, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         score(random_model(llama()), [([1], [2]), pair])
+
+
+def test_a_model_without_numbers_is_named() -> None:
+    model = random_model(llama())
+    with torch.no_grad():
+        model.embed.weight[3] = math.nan
+    assert math.isfinite(score(model, [([1], [2])])[0].logprob)
+    with pytest.raises(ValueError, match="gives no odds but NaN: its weights hold such numbers"):
+        score(model, [([1], [2]), ([1, 3], [2])])
 
 
 def test_rows_of_padding_count_as_in_training() -> None:

@@ -20,8 +20,11 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from launchyard.launcher.submit.beside import beside_run
 from launchyard.model.text.find import find_carrier, read_tokenizer_files
 from launchyard.model.text.tokenizer import Tokenizer
+from launchyard.model.weights.gguf_format import read_gguf
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import load
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.safetensors import TensorFile
 from launchyard.training.data.dataset_spec import open_dataset
 from launchyard.training.data.index import read_dataset
 from launchyard.training.data.prepare.prepare import prepare
@@ -207,3 +210,21 @@ def test_tokenizer_json_comes_first_and_a_folder_is_no_file(tmp_path: Path) -> N
         (folder / name).write_text("{}")
         expected = "tokenizer.model" if name == "merges.txt" else name
         assert find_carrier(str(folder)) == f"{folder}/{expected}"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json"])
+def test_a_file_that_git_lfs_did_not_fetch_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    (tmp_path / "merges.txt").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS and not the file itself"):
+        read_tokenizer_files(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_so_are_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(CorruptError, match="pointer of Git LFS"):
+        (read_gguf if name.endswith("gguf") else TensorFile)(str(tmp_path / name))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ def test_a_stream_of_text_is_the_text(byte_level: Tokenizer, text: str) -> None:
 
 
 def test_half_a_surrogate_pair_is_refused(byte_level: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="half a surrogate pair"):
+    with pytest.raises(ValueError, match="not Unicode at character 14"):
         byte_level.encode("half a pair: \ud83d")
 
 
@@ -76,6 +78,34 @@ def test_text_is_shown_as_soon_as_it_is_whole(byte_level: Tokenizer) -> None:
 def test_special_tokens_are_not_shown(byte_level: Tokenizer) -> None:
     assert byte_level.eos_id == 0
     assert byte_level.decode([0, *byte_level.encode("the"), 0]) == "the"
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(words: Tokenizer) -> None:
+    """A server answers others meanwhile: the tokenizers package keeps Python's lock for all of a single `encode`."""
+    ticks = 0
+    done = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.01):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.monotonic()
+    ids = words.encode("the cat sat " * 400_000)
+    seconds = time.monotonic() - began
+    done.set()
+    thread.join()
+    assert len(ids) >= 400_000
+    assert ticks > seconds / 0.01 / 10, f"{ticks} ticks in {seconds:.1f} s"
+
+
+def test_a_text_that_is_not_unicode_is_refused(byte_level: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="not Unicode at character 4"):
+        byte_level.encode("caf\udce9")
+    with pytest.raises(ValueError, match="not Unicode at character 1"):
+        byte_level.encode_each(["a", "\ud800"])
 
 
 def test_the_end_of_text_is_what_the_folder_says(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from launchyard.training.data.instruct.render import (
     OPENED_OTHERWISE,
     REFUSED,
     TOO_LONG,
+    UNSHOWN,
+    UNWRITTEN,
     Renderer,
     message_of,
 )
@@ -338,6 +340,39 @@ def test_arguments_of_tool_calls_are_written_once(tmp_path: Path) -> None:
     row = Renderer(tokenizer).row(conversation([ASKED, Turn("assistant", "", trained=True, tool_calls=(call,))]))
     assert row is not None
     assert answers_in(tokenizer, row) == ['{"b": "é", "a": 2}' + END]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def test_calls_that_the_template_does_not_write_are_no_empty_answers(tmp_path: Path) -> None:
+    calling = Turn("assistant", "", trained=True, tool_calls=(CALL,))
+    talk = [ASKED, calling, Turn("tool", "2"), Turn("assistant", "It is 2.", trained=True)]
+    renderer = Renderer(tokenizer_with(tmp_path, CHATML))
+    assert renderer.row(conversation(talk)) is None
+    assert renderer.row(conversation([ASKED, calling])) is None
+    assert renderer.dropped == {UNWRITTEN: 2}
+    assert renderer.row(conversation(CHATS["one"])) is not None
+
+    refusing = "{% if not (m.content or m.tool_calls) %}{{ raise_exception('nothing said') }}{% endif %}"
+    writes = "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}"
+    for content in (writes, refusing + writes):
+        tokenizer = tokenizer_with(tmp_path, CHATML.replace("{{ m.content }}", content))
+        row = Renderer(tokenizer).row(conversation(talk))
+        assert row is not None
+        assert answers_in(tokenizer, row) == [f"add{END}", f"It is 2.{END}"]
+
+
+def test_tools_that_the_template_does_not_show_are_counted(tmp_path: Path) -> None:
+    talk = Conversation(tuple(CHATS["one"]), "rows.jsonl:1", (TOOL,))
+    renderer = Renderer(tokenizer_with(tmp_path, CHATML))
+    assert renderer.row(talk) is not None
+    assert renderer.counts == {UNSHOWN: 1}
+    template = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + CHATML
+    showing = Renderer(tokenizer_with(tmp_path, template))
+    assert showing.row(talk) is not None
+    assert not showing.counts
 
 
 def test_all_texts_of_a_renderer_have_one_time(tmp_path: Path) -> None:

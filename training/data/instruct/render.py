@@ -32,12 +32,14 @@ NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
 ALIKE = "whose two answers are the same, or one begins the other"
 REFUSED = "refused by the chat template"
+UNWRITTEN = "calls of tools that the chat template does not write"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
 CUT_ANSWER = "answers cut, without an end token"
 UNCLEAR = "answers that the template does not let be told apart, not trained for"
 OPENED_OTHERWISE = "answers that begin in another way than a prompt for generation ends"
 PLAIN = "texts of no chat, trained for whole"
+UNSHOWN = "conversations with tools that the chat template does not show"
 JOINED = "answers whose first token holds the end of the prompt, too"
 
 
@@ -197,7 +199,25 @@ class Renderer:
         if len(turns) == 1 and not tools and not turns[0].tool_calls:
             self._count(PLAIN, 1)
             return self.chat.plain_text(turns[0].content)
-        return self.chat.chat_text(self._messages(turns), tools=tools)
+        messages = self._messages(turns)
+        shown = self.chat.chat_text(messages, tools=tools)
+        if any(turn.tool_calls for turn in turns):
+            self._check_written(messages, tools, shown.text)
+        if tools and self.chat.chat_text(messages).text == shown.text:
+            self._count(UNSHOWN, 1)
+        return shown
+
+    def _check_written(self, messages: Sequence[Message], tools: Sequence[JsonObject], text: str) -> None:
+        """Where the template passes over a call, an answer of nothing would be learnt in its place."""
+        for place, message in enumerate(messages):
+            if "tool_calls" in message:
+                without = {key: value for key, value in message.items() if key != "tool_calls"}
+                try:
+                    other = self.chat.chat_text([*messages[:place], without, *messages[place + 1 :]], tools=tools)
+                except ValueError:  # refused: it looks at calls
+                    continue
+                if other.text == text:
+                    raise _DroppedError(UNWRITTEN)
 
     def ids_for_generation(self, turns: Sequence[Turn], *, tools: Sequence[JsonObject] = ()) -> list[int]:
         """Ids before the next answer: those that a row has before that answer. ValueError if the template refuses."""

@@ -144,6 +144,29 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once_and_first(run: str, launc
     assert f"{path}:1:" not in err
 
 
+def test_a_file_of_prompts_is_text(run: str, launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "the"}\r\n')  # as an editor of Windows writes it
+    code, out, _ = launch(run, "--prompts", str(path), "--max-new-tokens", "4", "--temperature", "0")
+    assert (code, [row["prompt"] for row in rows(out)]) == (0, ["the"])
+    path.write_bytes(b'{"prompt": "the"}\n{"prompt": "caf\xe9"}\n')
+    assert launch(run, "--prompts", str(path))[::2] == (2, f"error: {path}:2 is not UTF-8\n")
+    path.write_bytes(b'{"prompt": "the"}\n{"prompt": "\\ud800"}\n')
+    assert f"error: {path}:2: the text is not Unicode at character 1" in launch(run, "--prompts", str(path))[2]
+    code, _, err = launch(run, "--prompts", str(tmp_path))
+    assert (code, err) == (2, f"error: this is a folder, where a file is needed: {tmp_path}\n")
+    for option in ("--prompts", "--prompt"):
+        latin = io.BytesIO(b'{"prompt": "caf\xe9"}')
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(latin, "utf-8", "surrogateescape"))
+        assert launch(run, option, "-")[::2] == (2, "error: standard input is not UTF-8\n")
+
+
+def test_a_seed_that_is_too_large_is_named(run: str, launch: Any) -> None:
+    code, out, err = launch(run, "--prompt", "the", "--seed", "9" * 25)
+    assert (code, out) == (2, "")
+    assert "it must lie within 2^63" in err
+
+
 def test_prompts_that_the_model_cannot_take_are_all_named(run: str, launch: Any, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "x " * 99}, {"prompt": "y " * 99})
     code, out, err = launch(run, "--prompts", path)

@@ -90,6 +90,9 @@ def test_mistakes_are_said_before_anything_is_served(
         assert f"cannot listen on 127.0.0.1:{port}" in said(capsys, str(folder), "--port", port)
     (tmp_path / "keys").write_text("# none\n\n")
     assert "holds no key; write one a line" in said(capsys, str(folder), "--api-keys", str(tmp_path / "keys"))
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    for option in ("--api-keys", "--template"):
+        assert "latin:1 is not UTF-8" in said(capsys, str(folder), option, str(tmp_path / "latin"))
     assert "No such file" in said(capsys, str(folder), "--api-keys", str(tmp_path / "nix"))
     assert "--follow needs a run" in said(capsys, str(folder), "--follow", "--port", "0")
     assert "nix" in said(capsys, "nix", "--port", "0")

@@ -88,6 +88,18 @@ def test_a_prompt_of_60000_words_is_refused_at_once_and_the_next_request_is_serv
         assert tiny.post("/v1/completions", asks(1)).status_code == 200
 
 
+def test_too_many_prompts_are_refused_before_any_is_encoded(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(tiny.server.model.tokenizer, "encode", lambda text, **_: encoded.append(text) or [1])
+    for prompt in (["a"] * 5000, [[1]] * 5000, [""] * 5000):
+        refused = tiny.post("/v1/completions", {"prompt": prompt})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+        assert "5000 texts are asked for at once; 128 are allowed" in refused.text
+    assert not encoded
+    monkeypatch.undo()
+    assert tiny.post("/v1/completions", {"prompt": [1] * 500, "max_tokens": 1}).status_code == 200, "one, of 500 ids"
+
+
 def test_a_full_queue_says_when_to_come_again(folder: Path) -> None:
     with (
         served(folder, limits=ServerLimits(n_slots=1, context_length=2048, n_waiting=1)) as tiny,
