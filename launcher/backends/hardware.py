@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.training.recipe import Recipe
 
+CUTS_BYTES_SINCE = (2, 12)  # torch: before, FSDP makes a parameter that wants a gradient of every one
 _DRIVER_MARKS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
 # Asks the driver in a process of its own, so that the answer is the same as torch's: with
 # CUDA_VISIBLE_DEVICES and MIG taken into account, and without a CUDA context in the launcher.
@@ -84,6 +86,7 @@ class HostFacts(BaseModel):
     cpu_bf16: bool = False
     has_mps: bool = Field(default=False, description="A Mac with Apple's processor, whose GPU torch calls mps.")
     has_torchao: bool = False
+    old_torch: str = Field(default="", description="A version of torch that cuts no parameters of bytes, if it is one.")
     torchrun_flags: tuple[str, ...] = ()
     calibrations: tuple[Calibration, ...] = Field(default=(), description="Measured speeds of this machine.")
     node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
@@ -114,10 +117,19 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         has_mps=(platform.system(), platform.machine()) == ("Darwin", "arm64"),
         cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
         has_torchao=find_spec("torchao") is not None,
+        old_torch=_old_torch(),
         torchrun_flags=tuple(sorted(installed_flags())),
         calibrations=known_calibrations(),
         logs=log_folder(),
     )
+
+
+def _old_torch() -> str:
+    try:
+        found = version("torch")
+    except PackageNotFoundError:  # the nodes' is not known
+        return ""
+    return found if tuple(map(int, found.split(".")[:2])) < CUTS_BYTES_SINCE else ""
 
 
 def free_bytes(folder: str) -> int | None:

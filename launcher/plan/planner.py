@@ -402,7 +402,8 @@ def _check(
         draft.wrong("resources.spare_nodes", f"{cluster.name} keeps no nodes aside; leave it out")
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])
+    draft.problems.extend(precision_problems(recipe, model, device, host))
+    draft.problems.extend(parallel_problems(recipe, model, device, workers, host))
     draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from launchyard.host.packages import install_packages
 from launchyard.launcher.backends.hardware import HostFacts
+from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
@@ -40,8 +41,16 @@ def precision_problems(
             yield "train.precision", f"fp8 {'; it '.join(lacks)}; bf16 needs none of this"
 
 
-def parallel_problems(recipe: Recipe, model: ModelConfig | None, device: str) -> Iterator[tuple[str, str]]:
+def parallel_problems(
+    recipe: Recipe, model: ModelConfig | None, device: str, workers: int, host: HostFacts
+) -> Iterator[tuple[str, str]]:
     parallel = recipe.parallel
+    if form_of(recipe.adapter) and workers > 1 and host.old_torch:
+        yield (
+            "adapter.quantize",
+            f"torch {host.old_torch} cannot share a quantized base among workers; update it to 2.12 or newer, or "
+            "train with one worker",
+        )
     if parallel.tp > 1:
         for what in _of_shared_matrices(recipe, model):
             yield "parallel.tp", what

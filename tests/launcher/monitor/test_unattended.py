@@ -203,7 +203,7 @@ def test_how_long_it_may_be_silent(tmp_path: Path) -> None:
     made.run.write_json(layout.PLAN, {**made.run.read_plan(), "batch": {"tokens_per_step": 64}})
     made.begin(alive=True, start=None)
     age_all(made, 100)
-    assert quiet(made).limit == SLOW and 100 <= quiet(made).seconds < 105, "it starts"
+    assert quiet(made).limit == SLOW and 99.9 < quiet(made).seconds < 105, "it starts"
     made.event("started", step=0, resumed=False)
     assert quiet(made).limit == SLOW, "its first step may compile"
     made.steps(range(1, 20))

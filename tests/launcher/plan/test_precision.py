@@ -23,6 +23,15 @@ def test_fp8_says_all_that_it_lacks_before_anything_is_queued() -> None:
     assert "adapter" in problems_of(host=ready, train__precision="fp8", adapter__kind="lora")["train.precision"]
 
 
+def test_a_quantized_base_is_not_shared_by_a_torch_that_cuts_no_bytes() -> None:
+    adapted: dict[str, Any] = {"adapter__kind": "lora", "adapter__quantize": "nf4", "recipe": "pretrain/pythia-160m"}
+    old = GPUS.model_copy(update={"old_torch": "2.11.0"})
+    said = problems_of(host=old, **adapted)["adapter.quantize"]
+    assert "torch 2.11.0" in said and "2.12" in said
+    assert plan_of(host=old, **adapted, resources__nproc_per_node=1).world_size == 1
+    assert plan_of(host=GPUS, **adapted).world_size == 8
+
+
 def test_levels_of_sharding_and_offload_are_planned() -> None:
     eight: dict[str, Any] = {"recipe": "pretrain/pythia-160m", "host": GPUS}
     level3, level2, level0 = (plan_of(**eight, parallel__shard_level=level) for level in (3, 2, 0))

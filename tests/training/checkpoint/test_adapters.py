@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
+from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import adapter_shapes, parameters
@@ -100,10 +102,16 @@ def gradients(config: ModelConfig, adapter: Adapter, world_size: int, rank: int)
             if p.grad is not None}  # fmt: skip
 
 
+def shared_kinds() -> list[str]:
+    """A torch before 2.12 cuts no base of bytes, which a plan refuses there."""
+    cuts = TorchVersion(torch.__version__) >= "2.12"
+    return [kind for kind, given in KINDS.items() if cuts or form_of(Adapter.model_validate(given)) is None]
+
+
 def _compare(folder: str) -> None:
     world = read_world()
     connect(world, CPU)
-    for kind, name in ((kind, name) for kind in KINDS for name in CONFIGS):
+    for kind, name in ((kind, name) for kind in shared_kinds() for name in CONFIGS):
         whole = torch.load(f"{folder}/{kind} {name}")
         parts = gradients(CONFIGS[name], Adapter.model_validate(KINDS[kind]), 2, world.rank)
         assert parts.keys() == whole.keys()
@@ -114,7 +122,7 @@ def _compare(folder: str) -> None:
 
 
 def test_two_sharded_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
-    for kind, name in ((kind, name) for kind in KINDS for name in CONFIGS):
+    for kind, name in ((kind, name) for kind in shared_kinds() for name in CONFIGS):
         parts = gradients(CONFIGS[name], Adapter.model_validate(KINDS[kind]), 1, 0)
         torch.save({key: grad for key, (_, grad) in parts.items()}, tmp_path / f"{kind} {name}")
     run_ranks(2, _compare, str(tmp_path))
