@@ -52,7 +52,7 @@ SCRIPTS = {
     "start": Script("--rounds 3"),
     "train": Script("--rounds 3 --steps 7", "--peers", "hand", ("transformers", "litgpt")),
     "loader": Script("--tokens 50000000 --rounds 5", "--peers", "", ("litdata",), by_commas=False),
-    "prepare": Script("--megabytes 4 --rounds 3"),
+    "prepare": Script("--rounds 3"),
     "checkpoint": Script("--rounds 3"),
     "transfer": Script("--rounds 5"),
     "metrics": Script("--pairs 12 --steps 1"),
@@ -130,6 +130,7 @@ def main() -> None:
         print(f"{name}: {why}")
     print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores")
     if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
         facts = {**about_machine("make bench"), "peers": list(peers), "figures": shortened(found)}
         (given.out / f"{time.strftime('%F')}-quick.json").write_text(json.dumps(facts, indent=1) + "\n")
     if failed:

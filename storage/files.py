@@ -45,20 +45,6 @@ def normal(path: str) -> str:
     return path.removeprefix("file://").rstrip("/") or "/"
 
 
-def is_text(name: str) -> bool:
-    """Returns False for a name, or a word of a command line, of bytes that are not UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def plain_name(name: str) -> str:
-    """Returns a name that can be printed: with a question mark for each byte that is no text."""
-    return name.encode(errors="replace").decode()
-
-
 def typed_path(path: str) -> str:
     """Returns the place that a person means by a path or URL: ~ and ~NAME are home folders, and no file:// is left.
 

@@ -20,10 +20,9 @@ from launchyard.errors import (
     UserError,
     os_error_text,
 )
-from launchyard.host.folders import folder_advice
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
-from launchyard.storage.files import is_text, plain_name
+from launchyard.storage.redact import is_text, plain_name
 
 if TYPE_CHECKING:
     from launchyard.launcher.submit.launch import Request
@@ -381,6 +380,8 @@ def report(error: Exception) -> int:
         sys.stdout = None
         return code
     elif isinstance(error, OSError):
+        from launchyard.host.folders import folder_advice
+
         hint = folder_advice(error.filename)
     problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
     if not hint and _is_nowhere():

@@ -50,8 +50,8 @@ from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.storage.files import is_text, plain_name, typed_path
-from launchyard.storage.redact import redact
+from launchyard.storage.files import typed_path
+from launchyard.storage.redact import is_text, plain_name, redact
 from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource
