@@ -31,7 +31,7 @@ def check_frozen(run: RunDir) -> None:
 
     Files of runs that older versions made are not recorded, and pass.
     """
-    plan = run.read_plan()
+    plan = run.read_object(layout.PLAN)  # not its place, which a resume may name again
     recorded = str(plan.get(layout.RECIPE_DIGEST, ""))
     try:
         changed = recorded and content_digest(run.read_bytes(layout.RECIPE)) != recorded

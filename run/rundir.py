@@ -129,7 +129,7 @@ class RunDir:
 
     def read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
         """As read_json, checked against a schema."""
-        record = self._read_object(name)
+        record = self.read_object(name)
         try:
             return schema.model_validate(record)
         except ValidationError as error:
@@ -140,7 +140,7 @@ class RunDir:
     def find_json(self, name: str) -> JsonObject | None:
         """The record in a file; None without it, or if it is damaged: that is reported."""
         try:
-            return self._read_object(name)
+            return self.read_object(name)
         except FileNotFoundError:
             return None
         except DamagedError as error:
@@ -149,13 +149,14 @@ class RunDir:
 
     def read_plan(self) -> JsonObject:
         """The frozen plan, with the place of the run since its last move. Raises as read_json does."""
-        plan = self._read_object(layout.PLAN)
+        plan = self.read_object(layout.PLAN)
         try:
-            return {**plan, **self._read_object(layout.PLACE)}
+            return {**plan, **self.read_object(layout.PLACE)}
         except FileNotFoundError:
             return plan
 
-    def _read_object(self, name: str) -> JsonObject:
+    def read_object(self, name: str) -> JsonObject:
+        """As read_json, of a file that holds an object."""
         record = self.read_json(name)
         if not isinstance(record, dict):
             raise DamagedError(f"{self.path(name)} is damaged: it holds no JSON object")

@@ -119,7 +119,8 @@ def _write(entry: Registered) -> None:
 
 def forget(run_id: str) -> None:
     """Removes a run from the registry; its directory stays."""
-    (registry_folder() / f"{run_id}.json").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        (registry_folder() / f"{run_id}.json").unlink()
 
 
 def known_ids() -> list[str]:
