@@ -268,7 +268,7 @@ def test_phases_sum_to_the_time_of_the_worker(seen: Seen) -> None:
             for when, value in one["values"]:
                 scrapes[when] = scrapes.get(when, 0.0) + float(value)
         (first, at_first), *_, (last, at_last) = sorted(scrapes.items())
-        assert last - first > 5
+        assert last - first > 3
         assert at_last - at_first == pytest.approx(last - first, rel=0.01, abs=0.5)  # scrapes take time
 
 

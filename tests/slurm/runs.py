@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "resources": {"nproc_per_node": 1, "max_failures": 2},
 }
 LOSABLE = 2 * 20  # steps from one checkpoint to the next, and those until a save waits for the one before it
-LONG = "train.max_steps=120"  # long enough to be hit in the middle
+LONG = "train.max_steps=240"  # long enough to be hit in the middle
 FOREVER = "train.max_steps=100000"
 
 
