@@ -10,6 +10,7 @@ speaks TLS. Without another server, what is read is zeros.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import re
 import socket
@@ -132,8 +133,12 @@ class SecureSink(Sink):
     rbufsize = 1 << 20  # nothing is dropped by the kernel
 
     def setup(self) -> None:
-        self.request = context.wrap_socket(self.request, server_side=True)
+        self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
         super().setup()
+
+    def handle(self) -> None:
+        with contextlib.suppress(ssl.SSLEOFError):  # somebody who only looked whether it listens
+            super().handle()
 
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

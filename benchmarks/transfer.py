@@ -92,6 +92,8 @@ class Ours:
             if files.read_into("s3://bucket/key", at, target) != len(target):
                 raise ValueError("short")
 
+    def close(self) -> None: ...
+
 
 class Plain:
     """aiobotocore as its documentation has it."""
@@ -129,6 +131,9 @@ class Plain:
             answer = await self._client.get_object(Bucket="bucket", Key="key", Range=span)
             target[:] = await answer["Body"].read()
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._client.__aexit__(None, None, None))
+
 
 SIDES: dict[str, type[Ours] | type[Plain]] = {"ours": Ours, "aiobotocore": Plain}
 
@@ -143,6 +148,7 @@ def serve(name: str, endpoint: str, n_bytes: int) -> None:
             getattr(side, what)(memory)
             seconds[what] = (time.process_time() - before) / n_bytes * 1e9
         print(json.dumps(seconds), flush=True)
+    side.close()
 
 
 @contextlib.contextmanager
