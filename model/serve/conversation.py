@@ -13,6 +13,7 @@ from launchyard.model.serve.requests import Ended, Request
 from launchyard.model.serve.text import GrowingText
 from launchyard.model.text.chat import Chat
 from launchyard.model.text.chat_template import Message
+from launchyard.model.text.tokenizer import refuse_halves
 
 # Without a wish: of a context so long a cache is small, and an answer of so many tokens is a long one.
 DEFAULT_CONTEXT = 8192
@@ -303,10 +304,7 @@ def _plain(messages: Sequence[Message]) -> list[Message]:
 def _checked(text: str) -> str:
     if not text.strip():
         raise ValueError("the message is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the message is not Unicode at character {error.start + 1}; was it typed as UTF-8?") from None
+    refuse_halves(text)
     return text
 
 
