@@ -3,7 +3,7 @@
     python benchmarks/sink.py PORT [UPSTREAM_PORT] [--certificate FILE]
 
 What a save costs the machine that saves shows only where the server's own work is done elsewhere. The client speaks to
-this as to any server: it signs, hashes, frames and sends every byte. With a certificate and its key in one file it
+this as to any server: it signs, hashes, frames and sends every byte. With a certificate, and key.pem beside it, it
 speaks TLS. Without another server, what is read is zeros.
 """
 
@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -152,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     Sink.upstream = options.upstream_port
     if options.certificate:
-        context.load_cert_chain(options.certificate)
+        context.load_cert_chain(options.certificate, Path(options.certificate).with_name("key.pem"))
     server = ThreadingHTTPServer(("127.0.0.1", options.port), SecureSink if options.certificate else Sink)
     server.daemon_threads = True
     server.serve_forever()

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import json
 import os
 import socket
@@ -27,9 +25,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from results import over, tell
 
 from launchyard.host.ports import free_port
@@ -38,27 +33,11 @@ from launchyard.storage.options import StoreOptions
 from launchyard.storage.stores.s3 import UPLOAD_PART_BYTES
 from launchyard.storage.stores.s3_parts import PARTS_AT_ONCE
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support.certificates import make_certificate
+
 PIECE = 32 << 20  # of a checkpoint
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIABENCHMARK", "AWS_SECRET_ACCESS_KEY": "none", "AWS_REGION": "us-east-1"}
-
-
-def certificate(folder: Path) -> Path:
-    """Of 127.0.0.1, signed by itself, with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "benchmark")])
-    now, hour = datetime.datetime.now(datetime.UTC), datetime.timedelta(hours=1)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - hour, now + hour)
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "certificate.pem"
-    unlocked = serialization.NoEncryption()
-    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unlocked)
-    file.write_bytes(text + made.public_bytes(serialization.Encoding.PEM))
-    return file
 
 
 @contextlib.contextmanager
@@ -179,7 +158,7 @@ def main() -> None:
         return
     figures: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        file = certificate(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        file = make_certificate(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         os.environ |= {**KEYS, "AWS_CA_BUNDLE": str(file), "AWS_EC2_METADATA_DISABLED": "true"}
         ends = {
             "http": f"http://127.0.0.1:{stack.enter_context(server())}",
